@@ -1,0 +1,1 @@
+"""Facts about a model: it is read here, never written."""

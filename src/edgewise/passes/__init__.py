@@ -1,0 +1,1 @@
+"""Rewrites that keep the function: same model, better graph. Standard-domain operators only."""

@@ -1,0 +1,91 @@
+"""A candidate: what is done to the graph, and how the result is run.
+
+A recipe is a tuple of steps in the order in which they are applied. A new way to compress is a new step here and
+one line in the table of `pipeline/build.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+from edgewise.records.codec import Record
+
+RangeMethod: TypeAlias = Literal["min-max", "percentile", "entropy", "mse"]
+Precision: TypeAlias = Literal["fp32", "bf16"]
+GraphOptimization: TypeAlias = Literal["off", "all"]
+
+
+class Fuse(Record, frozen=True, kw_only=True, tag="fuse"):
+    """Apply the default passes: fusion, folding, clean-up. The function stays the same."""
+
+
+class Quantize(Record, frozen=True, kw_only=True, tag="quantize"):
+    """Static quantization as standard QDQ ONNX.
+
+    Attributes:
+        scheme: `w8a8`: 8-bit weights per channel, 8-bit activations per tensor.
+        ranges: How each activation's range is chosen from the calibration samples.
+    """
+
+    scheme: Literal["w8a8"] = "w8a8"
+    ranges: RangeMethod = "mse"
+
+
+class HalveWeights(Record, frozen=True, kw_only=True, tag="halve-weights"):
+    """Store weights as float16 and compute in float32: half the size, the same speed."""
+
+
+Step: TypeAlias = Fuse | Quantize | HalveWeights
+
+
+class RunOptions(Record, frozen=True, kw_only=True):
+    """How a backend runs an artifact. Every field is asked for by name; nothing is left to a runtime's default.
+
+    Attributes:
+        threads: Threads of one inference, >= 1.
+        precision: Type of the floating-point arithmetic. Layers that are int8 in the graph stay int8.
+        graph_optimization: `off` runs the graph as it is written, `all` lets the runtime rewrite it.
+    """
+
+    threads: int = 1
+    precision: Precision = "fp32"
+    graph_optimization: GraphOptimization = "all"
+
+
+class Candidate(Record, frozen=True, kw_only=True):
+    """One way to run the user's model: steps on the graph, a backend, its options."""
+
+    steps: tuple[Step, ...]
+    backend: str
+    options: RunOptions
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the graph is the user's own, without any step."""
+        return not self.steps
+
+    @property
+    def name(self) -> str:
+        """A short name, unique within a run: `openvino int8-mse bf16`."""
+        words = [self.backend, *(_word(step) for step in self.steps if not isinstance(step, Fuse))]
+        if self.is_untouched:
+            words.append("untouched")
+        elif len(words) == 1:
+            words.append("fused")
+        if self.options.precision != "fp32":
+            words.append(self.options.precision)
+        if self.options.graph_optimization != "all":
+            words.append("as-written")
+        if self.options.threads != 1:
+            words.append(f"{self.options.threads}-threads")
+        return " ".join(words)
+
+
+def _word(step: Step) -> str:
+    match step:
+        case Fuse():
+            return "fused"
+        case Quantize(ranges=ranges):
+            return f"int8-{ranges}"
+        case HalveWeights():
+            return "fp16-weights"
