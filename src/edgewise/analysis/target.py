@@ -20,6 +20,10 @@ class Target:
         same_range_operators: Operators whose 8-bit kernel needs the output to have the range of its inputs.
         float_types: Types of floating-point arithmetic that the machine does natively.
         width_steps: Channel counts are fast at multiples of this number.
+        float_output_operators: Operators of `quantized_operators` whose 8-bit kernel can also give float32. The output
+            of any other gets a Q/DQ pair even where only float operators read it: without, its kernel would be float.
+        fuses_residual_add: Whether the `Add` of a convolution's output and an 8-bit tensor runs inside the
+            convolution, so that there is no Q/DQ pair between the two.
     """
 
     backend: str
@@ -29,3 +33,5 @@ class Target:
     same_range_operators: frozenset[str]
     float_types: tuple[str, ...]
     width_steps: int
+    float_output_operators: frozenset[str] = frozenset()
+    fuses_residual_add: bool = False
