@@ -1,21 +1,39 @@
 # The two commands of the README are `make demo` and `make test`; each sets up what it needs in .venv.
-# Another interpreter: make PYTHON=python3.12 test. Everything installed is pinned by constraints.txt.
+# Another interpreter: make PYTHON=python3.12 test. Another zoo of models: make ZOO=/path bench.
+# Everything that is installed is pinned by constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ZOO ?= ../shared/zoo
+BIN := $(VENV)/bin
+PINS := constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL = $(PIP) install --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: demo test test-all lint types imports bench
+.PHONY: help demo test test-all test-lowest lint types imports docs bench wheel format constraints browser clean
+
+help:
+	@echo 'make demo         the main job on the model and samples that come with the package'
+	@echo 'make test         the tests, without the slow ones and without torch'
+	@echo 'make test-all     every test, with every extra'
+	@echo 'make test-lowest  the fast tests on the oldest versions that pyproject.toml allows'
+	@echo 'make lint types imports docs   style, types, layers, and what the documents say'
+	@echo 'make bench        the benchmarks, on the models of ZOO'
+	@echo 'make format       puts the code into its canonical form'
+	@echo 'make wheel        builds the wheel into dist/'
+	@echo 'make constraints  renews the pins in constraints.txt'
+	@echo 'make clean        removes what these targets made'
 
 demo: $(VENV)/.demo
 	$(BIN)/edgewise demo
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: $(VENV)/.test-all
-	$(BIN)/pytest -n 2
+test-all: $(VENV)/.test-all browser
+	$(BIN)/python -m pytest -n 2
+
+test-lowest:
+	$(MAKE) VENV=$(VENV)-lowest PINS=constraints-lowest.txt test
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check
@@ -27,32 +45,79 @@ types: $(VENV)/.lint
 imports: $(VENV)/.lint
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.test
+	$(BIN)/python -m pytest tests/architecture/test_architecture_documents.py
+
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/certificate.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
 
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: $(VENV)/.test
+	$(BIN)/python -m hatchling build --target wheel
+
+# The pins are what pip resolves today for every extra and group at once, on the oldest Python that is supported, so
+# that each of them installs on newer ones, too. torch stays where it is: the plain build of another version is huge.
+constraints:
+	rm -rf $(VENV)-pins
+	$(MAKE) VENV=$(VENV)-pins $(VENV)-pins/.pip
+	grep -m 1 '^torch==' constraints.txt > $(VENV)-pins/torch.txt
+	$(VENV)-pins/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)-pins/bin/python -m pip install --quiet --constraint $(VENV)-pins/torch.txt --editable ".[openvino,torch]" \
+		--group test --group browser --group lint --group bench --group demo-model --group build
+	$(VENV)-pins/bin/python -m pip freeze --all --exclude-editable --exclude setuptools \
+		| sed -e 's/+cpu$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' > $(VENV)-pins/pins.txt
+	! grep -n -e '@' -e '://' $(VENV)-pins/pins.txt
+	cp $(VENV)-pins/pins.txt constraints.txt
+	rm -rf $(VENV)-pins
+
+# The report's test drives a browser. It is installed where that takes no more than Debian's packages and the right to
+# install them; elsewhere the test says why it is skipped.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'Installing chromium and chromium-driver for the test of the report ...'; \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 \
+			|| echo 'They could not be installed: that test will say why it is skipped.'; \
+	fi
+
+clean:
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-pins dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
 # One marker file a set of packages: installed once, and again when what is asked for changed.
 $(VENV)/.pip:
+	@command -v $(PYTHON) >/dev/null || { echo 'edgewise needs Python 3.11 or newer, but there is no `$(PYTHON)` here.'; \
+		echo 'hint: install it, or name another one: make PYTHON=python3.12 ...'; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "edgewise needs Python 3.11 or newer. Received \`$(PYTHON)\`, which is $$($(PYTHON) --version 2>&1)."; \
+		echo 'hint: name a newer one: make PYTHON=python3.12 ...'; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '`$(PYTHON)` cannot make virtual environments: its modules `venv` and `ensurepip` are missing.'; \
+		echo 'hint: on Debian and Ubuntu: apt-get install python3-venv'; exit 2; }
+	@echo 'Setting up $(VENV): this takes a minute or two, once.'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade "pip>=25.1"
-	touch $@
+	$(PIP) install --upgrade --constraint constraints.txt pip
+	@touch $@
 
-$(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install --constraint constraints.txt --editable ".[openvino]"
-	touch $@
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml $(PINS)
+	$(INSTALL) --editable ".[openvino]"
+	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) install --constraint constraints.txt --group test
-	touch $@
+	$(INSTALL) --group test
+	@touch $@
 
 $(VENV)/.test-all: $(VENV)/.test
-	$(PIP) install --constraint constraints.txt --editable ".[openvino,torch]" --group test
-	touch $@
+	$(INSTALL) --editable ".[openvino,torch]" --group browser
+	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(PIP) install --constraint constraints.txt --group lint
-	touch $@
+	$(INSTALL) --group lint
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	$(PIP) install --constraint constraints.txt --group bench
-	touch $@
+	$(INSTALL) --group bench
+	@touch $@
