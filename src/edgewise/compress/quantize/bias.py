@@ -1,0 +1,53 @@
+"""Bias correction: rounding weights shifts the mean of a layer's output; the bias takes the shift back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgewise.compress.quantize import affine, operators
+from edgewise.compress.quantize.operators import Weighted
+from edgewise.records.tensors import Array
+
+
+def weight_error_shift(
+    node: ir.Node, operands: Weighted, weight: Array, scales: Array, means: npt.NDArray[np.floating[Any]], *, bits: int
+) -> npt.NDArray[np.float64] | None:
+    """Return by how much rounding the weights lowers the mean of each output channel of `node`.
+
+    Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", equation 15, with the
+    observed means of the inputs in place of those that batch normalization implies. Closed form, one layer at a time:
+    no layer's correction depends on another's. Padding is left out of account (a border sees fewer inputs).
+
+    Args:
+        node: A Conv or Gemm.
+        operands: Its operands.
+        weight: Its weights.
+        scales: The scales of the weights, one for each index on `operands.axis`, or a single one.
+        means: Mean of each input channel, shape `[C]`.
+        bits: Width of the integers.
+
+    Returns:
+        The shift of each output channel, shape `[M]`, to be added to the bias; None for operators that it is not
+        defined for here.
+    """
+    largest = 2 ** (bits - 1) - 1
+    integers = np.clip(affine.quantize_array(weight, scales, 0, np.int8, axis=operands.axis), -largest, largest)
+    lost = weight - affine.dequantize_array(integers, scales, 0, axis=operands.axis)
+    if node.op_type == "Gemm":
+        matrix = lost if operands.axis == 0 else lost.T
+        return _product(matrix, means)
+    if node.op_type != "Conv":
+        return None
+    groups = int(operators.attribute(node, "group", 1))
+    kernel = lost.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=-1, dtype=np.float64)
+    shift: npt.NDArray[np.float64] = np.einsum("gmc,gc->gm", kernel, means.reshape(groups, -1)).reshape(-1)
+    return shift
+
+
+def _product(matrix: Array, means: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    product: npt.NDArray[np.float64] = matrix.astype(np.float64) @ means.astype(np.float64)
+    return product

@@ -1,0 +1,235 @@
+"""Decides how a model is quantized. A plan can be printed, stored, edited and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from edgewise.analysis.target import Target
+from edgewise.compress.quantize import affine, operators, ranges
+from edgewise.compress.quantize.bias import weight_error_shift
+from edgewise.compress.quantize.operators import Weighted
+from edgewise.compress.quantize.placement import Placement, Site, label, place
+from edgewise.compress.quantize.recipe import Scheme
+from edgewise.compress.statistics import Statistics, TensorStatistics
+from edgewise.errors import ContractError
+from edgewise.records.candidate import Quantize, RangeMethod
+from edgewise.records.codec import Record
+from edgewise.records.findings import Decline
+from edgewise.records.tensors import Array
+
+_LARGEST_BIAS: Final = 2**30
+"""Half of what int32 holds: the accumulator, to which the bias is added, needs room as well."""
+
+
+class Reader(Record, frozen=True, kw_only=True):
+    """One input of one node.
+
+    Attributes:
+        node: Name of the node's first output, which is unique.
+        slot: Index of the input.
+    """
+
+    node: str
+    slot: int
+
+
+class QuantizedTensor(Record, frozen=True, kw_only=True):
+    """An activation that becomes 8-bit: real = `scale` x (integer - `zero_point`).
+
+    Attributes:
+        name: The tensor.
+        scale: Its scale, > 0.
+        zero_point: The integer that stands for zero.
+        readers: Who reads the integers; None for every reader, outputs of the model included.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    readers: tuple[Reader, ...] | None
+
+
+class QuantizedWeight(Record, frozen=True, kw_only=True):
+    """The weights of one node, which become symmetric 8-bit integers, and its bias, which becomes int32.
+
+    Attributes:
+        node: Name of the node's first output, which is unique.
+        slot: Input index of the weights.
+        name: The weights.
+        axis: Axis of the output channels in the weights, or None for one scale.
+        bits: Width of the integers; they are stored as int8.
+        scales: One scale for each channel, or a single one.
+        activation: The tensor with which the weights are multiplied.
+        bias_slot: Input index of the bias, or None where the node has none and gets none.
+        bias_shift: Added to each channel's bias to undo the mean error that rounding the weights makes; empty for none.
+    """
+
+    node: str
+    slot: int
+    name: str
+    axis: int | None
+    bits: int
+    scales: tuple[float, ...]
+    activation: str
+    bias_slot: int | None
+    bias_shift: tuple[float, ...] = ()
+
+
+class Plan(Record, frozen=True, kw_only=True):
+    """How one model is quantized for one target.
+
+    Attributes:
+        scheme: Name of the scheme.
+        ranges: How ranges were chosen.
+        backend: The target's backend.
+        activation_type: Element type of 8-bit activations.
+        tensors: Activations that become 8-bit, in graph order.
+        weights: Weights that become 8-bit, in graph order.
+        nodes: All nodes that become 8-bit, by name, in graph order.
+        declines: Nodes that stay float, and why.
+    """
+
+    scheme: str
+    ranges: RangeMethod
+    backend: str
+    activation_type: Literal["uint8", "int8"]
+    tensors: tuple[QuantizedTensor, ...]
+    weights: tuple[QuantizedWeight, ...]
+    nodes: tuple[str, ...]
+    declines: tuple[Decline, ...]
+
+
+def observed_tensors(model: ir.Model, target: Target) -> dict[str, int | None]:
+    """Return the tensors whose statistics `plan` needs, each with the axis along which it needs means, or None."""
+    placement = place(model, target)
+    names: dict[str, int | None] = {_name(site.value): None for site in placement.sites}
+    for node, operands in placement.weighted:
+        names[_name(node.inputs[operands.activation])] = operands.input_axis
+    return names
+
+
+def plan(model: ir.Model, statistics: Statistics, target: Target, step: Quantize) -> Plan:
+    """Decide how `model` is quantized.
+
+    Args:
+        model: The model, with inferred types; not changed.
+        statistics: Of `observed_tensors(model, target)`.
+        target: Where the model will run.
+        step: What was asked for.
+
+    Returns:
+        The plan. It has no tensors where nothing can be quantized; the declines say why.
+
+    Raises:
+        RecipeError: If the scheme or the range method does not exist.
+        ContractError: If a tensor's statistics are missing.
+    """
+    scheme = Scheme.parse(step.scheme)
+    placement = place(model, target)
+    seen = _statistics(placement, statistics)
+    tensors = tuple(_tensor(site, seen[_name(site.value)], target, step.ranges) for site in placement.sites)
+    scales = {tensor.name: tensor.scale for tensor in tensors}
+    bits = min(scheme.weight_bits, target.exact_product_bits)
+    weights = tuple(
+        _weight(node, operands, bits=bits, scales=scales, statistics=statistics)
+        for node, operands in placement.weighted
+    )
+    chosen = {node for node, _ in placement.weighted} | set(placement.others)
+    return Plan(
+        scheme=str(scheme),
+        ranges=step.ranges,
+        backend=target.backend,
+        activation_type=target.activation_type,
+        tensors=tensors,
+        weights=weights,
+        nodes=tuple(label(node) for node in model.graph if node in chosen),
+        declines=placement.declines,
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of all tensors that share one range."""
+
+    parts: tuple[TensorStatistics, ...]
+
+    def range(self, method: RangeMethod) -> tuple[float, float]:
+        parts = [part for part in self.parts if part.count]
+        if not parts:
+            return 0.0, 0.0
+        histogram = parts[0].histogram.copy()
+        for part in parts[1:]:
+            histogram.merge(part.histogram)
+        return ranges.choose(method, histogram, min(part.low for part in parts), max(part.high for part in parts))
+
+
+def _statistics(placement: Placement, statistics: Statistics) -> Mapping[str, _Seen]:
+    """Return, for every site, the statistics that make its range."""
+    makers = {_name(site.value): frozenset({_name(site.value)}) for site in placement.sites}
+    for names, sources in placement.shared:
+        makers.update(dict.fromkeys(names, sources))
+    missing = sorted({name for names in makers.values() for name in names} - set(statistics.tensors))
+    if missing:
+        raise ContractError(f"A plan needs the statistics of `observed_tensors`, but `{missing[0]}` has none.")
+    return {
+        name: _Seen(tuple(statistics.tensors[source] for source in sorted(sources))) for name, sources in makers.items()
+    }
+
+
+def _tensor(site: Site, seen: _Seen, target: Target, method: RangeMethod) -> QuantizedTensor:
+    low, high = seen.range(method)
+    scale, zero_point = affine.parameters(low, high, target.activation_type)
+    readers = None
+    if site.readers is not None:
+        readers = tuple(Reader(node=_name(node.outputs[0]), slot=slot) for node, slot in site.readers)
+    return QuantizedTensor(name=_name(site.value), scale=scale, zero_point=zero_point, readers=readers)
+
+
+def _weight(
+    node: ir.Node, operands: Weighted, *, bits: int, scales: Mapping[str, float], statistics: Statistics
+) -> QuantizedWeight:
+    activation = _name(node.inputs[operands.activation])
+    weight = operators.constant(node.inputs[operands.weight])
+    assert weight is not None, "`place` chose constant weights only"
+    chosen = affine.least_squares_scales(weight, axis=operands.axis, bits=bits)
+    bias_slot, bias = operands.bias, None
+    if bias_slot is not None:
+        bias = operators.constant(node.inputs[bias_slot]) if len(node.inputs) > bias_slot else None
+    if bias is not None:
+        chosen = _wide_enough(chosen, bias, scales[activation])
+    shift = None
+    if bias_slot is not None:
+        means = statistics.tensors[activation].channel_means
+        shift = None if means is None else weight_error_shift(node, operands, weight, chosen, means, bits=bits)
+    return QuantizedWeight(
+        node=_name(node.outputs[0]),
+        slot=operands.weight,
+        name=_name(node.inputs[operands.weight]),
+        axis=operands.axis,
+        bits=bits,
+        scales=tuple(float(scale) for scale in np.atleast_1d(chosen)),
+        activation=activation,
+        bias_slot=bias_slot if bias is not None or shift is not None else None,
+        bias_shift=() if shift is None else tuple(float(value) for value in shift),
+    )
+
+
+def _wide_enough(scales: Array, bias: Array, activation_scale: float) -> Array:
+    """Return `scales`, raised where the bias would not fit into int32 with the product of both scales."""
+    magnitude = np.abs(bias.reshape(-1).astype(np.float64))
+    if scales.ndim == 0:
+        magnitude = magnitude.max(initial=0.0)
+    least = magnitude / (activation_scale * _LARGEST_BIAS)
+    return np.maximum(scales, least.astype(np.float32))
+
+
+def _name(value: ir.Value | None) -> str:
+    """Return the name of a value that has to be there."""
+    if value is None or not value.name:
+        raise ContractError("Every value that is quantized has to have a name.")
+    return value.name

@@ -1,0 +1,186 @@
+"""From a histogram of an activation to the range that its 8-bit integers cover. Pure functions.
+
+Each takes what was observed and returns `(low, high)` with `low <= 0 <= high` inside of the observed extremes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewise.compress.histogram import Histogram
+from edgewise.errors import RecipeError
+from edgewise.records.candidate import RangeMethod
+
+Range: TypeAlias = tuple[float, float]
+
+LEVELS: Final = 256
+"""Integers of an 8-bit type."""
+
+KEPT_SHARE: Final = 0.9999
+"""Share of the values that `percentile` keeps.
+
+99.99 % is the best of 99.9, 99.99, 99.999 and 99.9999 % for most networks in Wu et al. 2020, "Integer Quantization
+for Deep Learning Inference", table 5.
+"""
+
+_CANDIDATES: Final = 128
+
+
+def choose(method: RangeMethod, histogram: Histogram, low: float, high: float) -> Range:
+    """Return the range that `method` chooses.
+
+    Args:
+        method: One of `RangeMethod`.
+        histogram: Counts of (a share of) the values.
+        low: Exact smallest value.
+        high: Exact largest value.
+
+    Returns:
+        `(low, high)`, `low <= 0 <= high`.
+
+    Raises:
+        RecipeError: If there is no such method.
+    """
+    if method not in _METHODS:
+        raise RecipeError(
+            f"A range method has to be one of {', '.join(f'`{name}`' for name in get_args(RangeMethod))}. "
+            f"Received `{method}`."
+        )
+    low, high = min(low, 0.0), max(high, 0.0)
+    if histogram.count == 0 or low == high:
+        return low, high
+    chosen_low, chosen_high = _METHODS[method](histogram, low, high)
+    return max(low, min(chosen_low, 0.0)), min(high, max(chosen_high, 0.0))
+
+
+def min_max(histogram: Histogram, low: float, high: float) -> Range:  # noqa: ARG001 - one signature for all methods
+    """Return everything that was observed: nothing is clipped, outliers cost resolution."""
+    return low, high
+
+
+def percentile(histogram: Histogram, low: float, high: float) -> Range:
+    """Return the range outside of which lie `(1 - KEPT_SHARE) / 2` of the values on either side.
+
+    The result is the edge of a bin: at least the share asked for is kept, at most one bin width too much.
+
+    Args:
+        histogram: Counts.
+        low: Exact smallest value, <= 0.
+        high: Exact largest value, >= 0.
+    """
+    tail = (1.0 - KEPT_SHARE) / 2 * histogram.count
+    below = np.cumsum(histogram.counts)
+    above = np.cumsum(histogram.counts[::-1])[::-1]
+    edges = histogram.edges
+    # The first bin up to which more than the tail lies keeps it inside, likewise from above.
+    first = int(np.argmax(below > tail))
+    last = len(above) - 1 - int(np.argmax(above[::-1] > tail))
+    return max(low, float(edges[first])), min(high, float(edges[last + 1]))
+
+
+def mse(histogram: Histogram, low: float, high: float) -> Range:
+    """Return the range with the least expected squared error, both ends searched independently.
+
+    A value inside of the range has the error of a uniform rounding, `step ** 2 / 12`, an exact zero has none, a value
+    outside has its distance to the range. (Banner et al. 2019, "Post training 4-bit quantization of convolutional
+    networks for rapid-deployment", section 3.1, with the observed histogram in place of a fitted distribution.)
+
+    Args:
+        histogram: Counts.
+        low: Exact smallest value, <= 0.
+        high: Exact largest value, >= 0.
+    """
+    counts = histogram.counts.astype(np.float64)
+    edges = histogram.edges
+    centres = (edges[:-1] + edges[1:]) / 2
+    # The outermost bins are cut at the extremes, so that an unclipped range costs nothing.
+    centres = np.clip(centres, low, high)
+    lows = _thresholds(edges[edges <= 0.0], low)
+    highs = _thresholds(edges[edges >= 0.0], high)
+    clipped_low = np.array([_excess(counts, centres, edge, -1.0) for edge in lows])
+    clipped_high = np.array([_excess(counts, centres, edge, 1.0) for edge in highs])
+    rounded = max(counts.sum() - histogram.zeros, 0.0)
+    step = (highs[None, :] - lows[:, None]) / (LEVELS - 1)
+    error = clipped_low[:, None] + clipped_high[None, :] + rounded * np.square(step) / 12.0
+    row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def entropy(histogram: Histogram, low: float, high: float) -> Range:
+    """Return the range whose 8-bit distribution has the least Kullback-Leibler divergence from the observed one.
+
+    The threshold runs over magnitudes, as in Migacz 2017, "8-bit Inference with TensorRT" (GTC, slides 29 to 38): the
+    values beyond it are put into the outermost bin, the rest is spread evenly within each of the integer's steps.
+    Where values have both signs the threshold holds for both and each sign has half of the levels.
+
+    Args:
+        histogram: Counts.
+        low: Exact smallest value, <= 0.
+        high: Exact largest value, >= 0.
+    """
+    magnitudes = _magnitudes(histogram)
+    # Exact zeros, which are many after a Relu, are represented exactly and would hide all the rest.
+    magnitudes[0] = max(magnitudes[0] - histogram.zeros, 0)
+    levels = LEVELS if low == 0.0 or high == 0.0 else LEVELS // 2
+    if len(magnitudes) <= levels or magnitudes.sum() == 0:
+        return low, high
+    best, least = len(magnitudes), np.inf
+    for end in np.unique(np.linspace(levels, len(magnitudes), _CANDIDATES).astype(int)):
+        divergence = _divergence(magnitudes, int(end), levels)
+        if divergence <= least:  # Equal: the wider range clips less.
+            best, least = int(end), divergence
+    threshold = best * histogram.width
+    return max(low, -threshold), min(high, threshold)
+
+
+_METHODS: Final[dict[str, Callable[[Histogram, float, float], Range]]] = {
+    "min-max": min_max,
+    "percentile": percentile,
+    "entropy": entropy,
+    "mse": mse,
+}
+
+
+def _thresholds(edges: npt.NDArray[np.float64], extreme: float) -> npt.NDArray[np.float64]:
+    """Return at most `_CANDIDATES` bin edges from zero to `extreme`, the extreme itself instead of the outermost."""
+    inner = edges[np.abs(edges) < abs(extreme)]
+    ordered = np.append(inner[np.argsort(np.abs(inner))], extreme)
+    picked = np.unique(np.linspace(0, len(ordered) - 1, _CANDIDATES).round().astype(int))
+    return ordered[picked]
+
+
+def _excess(counts: npt.NDArray[np.float64], centres: npt.NDArray[np.float64], edge: float, side: float) -> float:
+    """Return the summed squared distance of the values beyond `edge` on `side` (1 above, -1 below)."""
+    return float(np.dot(counts, np.square(np.maximum(side * (centres - edge), 0.0))))
+
+
+def _magnitudes(histogram: Histogram) -> npt.NDArray[np.int64]:
+    """Return the histogram of the absolute values, from zero upwards."""
+    first, counts = histogram.first, histogram.counts
+    positive, negative = counts[max(0, -first) :], counts[: max(0, -first)][::-1]
+    folded = np.zeros(max(len(positive), len(negative), 1), np.int64)
+    folded[: len(positive)] += positive
+    folded[: len(negative)] += negative
+    return folded
+
+
+def _divergence(magnitudes: npt.NDArray[np.int64], end: int, levels: int) -> float:
+    """Return the divergence of the distribution with `levels` steps up to bin `end` from the observed one."""
+    observed = magnitudes[:end].astype(np.float64)
+    inside = observed.copy()
+    observed[-1] += magnitudes[end:].sum()
+    starts = (np.arange(levels) * end) // levels
+    filled = (inside > 0).astype(np.float64)
+    totals, used = np.add.reduceat(inside, starts), np.add.reduceat(filled, starts)
+    sizes = np.diff(np.append(starts, end))
+    spread = np.repeat(np.divide(totals, used, out=np.zeros(levels), where=used > 0), sizes) * filled
+    if spread.sum() == 0.0:
+        return float("inf")
+    seen = observed > 0
+    p, q = observed[seen] / observed.sum(), spread[seen] / spread.sum()
+    # A bin that only the clipped values fill has no mass in the model: a floor instead of an infinite divergence.
+    return float(np.sum(p * np.log(p / np.maximum(q, 1e-12))))

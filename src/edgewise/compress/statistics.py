@@ -1,0 +1,180 @@
+"""One streaming pass over unlabelled samples: what plans need to know of every activation, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgewise.compress.histogram import Histogram
+from edgewise.errors import ContractError, DataError
+from edgewise.records.tensors import Array, Feeds, Run
+
+POSITIONS: Final = 1 << 15
+"""Most values of one tensor and one sample that go into its histogram.
+
+Larger tensors are read at regular positions that move from sample to sample. Extremes and means stay exact. A share of
+the values seen in 300 samples has a standard error of at most 1.6e-4 even where neighbours were no news at all beyond
+those positions; that is far less than samples differ from each other.
+"""
+
+
+@dataclass
+class TensorStatistics:
+    """What was seen of one tensor.
+
+    Attributes:
+        low: Exact smallest value.
+        high: Exact largest value.
+        count: How many values there were in all.
+        histogram: Counts of the values, or of a regular share of them (`POSITIONS`).
+        channel_sums: Sum of the values of each channel, shape `[C]`, float64; empty where it was not asked for.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    count: int = 0
+    histogram: Histogram = field(default_factory=Histogram)
+    channel_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every value was the same."""
+        return self.low == self.high
+
+    @property
+    def channel_means(self) -> npt.NDArray[np.float64] | None:
+        """Mean of each channel, shape `[C]`, or None where it was not asked for."""
+        channels = len(self.channel_sums)
+        return self.channel_sums * (channels / self.count) if channels else None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What was seen of all tensors that were asked for.
+
+    Attributes:
+        tensors: By name.
+        samples: How many samples were run, >= 1.
+    """
+
+    tensors: Mapping[str, TensorStatistics]
+    samples: int
+
+
+def observe(model: ir.Model, names: Iterable[str]) -> ir.Model:
+    """Return a copy of `model` that also gives the tensors `names` as outputs; weights are shared.
+
+    Inputs of the model stay inputs: `collect` reads them from the feeds.
+
+    Args:
+        model: The model; not changed.
+        names: Values of the main graph.
+
+    Raises:
+        ContractError: If a name is no value of the main graph.
+    """
+    copy = model.clone()
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    skipped = {value.name for value in [*copy.graph.inputs, *copy.graph.outputs]}
+    for name in names:
+        if name in skipped:
+            continue
+        if name not in values:
+            raise ContractError(f"A tensor to observe has to be a value of the main graph. Received `{name}`.")
+        skipped.add(name)
+        copy.graph.outputs.append(values[name])
+    return copy
+
+
+def collect(run: Run, feeds: Iterable[Feeds], names: Mapping[str, int | None] | Iterable[str]) -> Statistics:
+    """Run every sample once and keep what plans need of the tensors `names`.
+
+    Memory: the outputs of one run, and 64 KiB for each tensor.
+
+    Args:
+        run: Runs the model that `observe` gave.
+        feeds: The samples, each read once.
+        names: The tensors. A mapping also says along which axis the channels lie whose means are wanted.
+
+    Raises:
+        DataError: If there is no sample, or if one makes a NaN or an infinity; the message names tensor and sample.
+        ContractError: If `run` does not give a tensor, or gives one that holds no real numbers.
+    """
+    axes = dict(names) if isinstance(names, Mapping) else dict.fromkeys(names)
+    seen = {name: TensorStatistics() for name in axes}
+    samples = 0
+    for sample, feed in enumerate(feeds):
+        outputs = run(feed)
+        samples += 1
+        for name, axis in axes.items():
+            values = feed[name] if name in feed else outputs.get(name)
+            if values is None:
+                raise ContractError(f"The observed model has to give `{name}`, but its run did not.")
+            _add(seen[name], _as_float32(values, name), axis, name=name, sample=sample)
+    if samples == 0:
+        raise DataError(
+            "Calibration needs at least one sample, but there is none.",
+            hint="Give more samples, or a larger calibration split.",
+        )
+    return Statistics(seen, samples)
+
+
+def _as_float32(values: Array, name: str) -> npt.NDArray[np.float32]:
+    # Not `np.issubdtype(..., floating)`: bfloat16 is a type of its own in numpy.
+    if values.dtype.kind not in "fV":
+        raise ContractError(f"A tensor to observe has to hold real numbers, but `{name}` is {values.dtype}.")
+    return values.astype(np.float32, copy=False)
+
+
+def _add(
+    statistics: TensorStatistics, values: npt.NDArray[np.float32], axis: int | None, *, name: str, sample: int
+) -> None:
+    """Add one sample's `values` to `statistics`."""
+    if values.size == 0:
+        return
+    # Both propagate NaN, so that two passes over the array tell everything.
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        kind = "NaN" if math.isnan(low) or math.isnan(high) else "an infinity"
+        raise DataError(
+            f"Every activation has to be finite, but calibration sample {sample} makes {kind} in `{name}`.",
+            hint="Look for NaN, infinities or extreme values in that sample, and for a wrong pre-processing.",
+        )
+    statistics.low, statistics.high = min(statistics.low, low), max(statistics.high, high)
+    statistics.count += values.size
+    statistics.histogram.add(_share(values, sample), low, high)
+    if axis is not None:
+        sums = _channel_sums(values, axis)
+        if len(statistics.channel_sums) not in (0, len(sums)):
+            # The number of channels changes from sample to sample: there is no mean of a channel.
+            raise ContractError(f"`{name}` has to have the same number of channels in every sample.")
+        statistics.channel_sums = statistics.channel_sums + sums if len(statistics.channel_sums) else sums
+
+
+def _share(values: npt.NDArray[np.float32], sample: int) -> npt.NDArray[np.float32]:
+    """Return at most `POSITIONS` of the values, evenly spread."""
+    flat = values.reshape(-1)
+    step = -(-flat.size // POSITIONS)
+    if step <= 1:
+        return flat
+    # A step that divides no dimension visits all rows, columns and channels alike.
+    while math.gcd(step, flat.size) != 1:
+        step += 1
+    # Multiples of an odd constant near 2**32 / golden ratio, modulo the step: successive offsets lie far apart.
+    return flat[(sample * 2654435761) % step :: step]
+
+
+def _channel_sums(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float64]:
+    """Return the sum over all axes but `axis`, shape `[C]`."""
+    axis %= values.ndim
+    outer, inner = math.prod(values.shape[:axis]), math.prod(values.shape[axis + 1 :])
+    rows = values.reshape(outer, values.shape[axis], inner)
+    # Along the contiguous axis in float32: numpy adds pairwise there, the error stays at a few unit roundoffs.
+    partial = rows.sum(axis=2) if inner > 1 else rows[:, :, 0]
+    return partial.sum(axis=0, dtype=np.float64)
