@@ -1,0 +1,86 @@
+"""How far outputs may move when only the order of the arithmetic changes.
+
+Merging a scale into weights, or a bias into a product, changes which intermediate results are rounded. A dot product of
+K terms has a relative rounding error of at most K u (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
+section 3.1), and with random signs of lambda sqrt(K) u except with a probability of 2 exp(-lambda**2 / 2) a product (Higham and Mary, 2019,
+"A New Approach to Probabilistic Rounding Error Analysis", theorem 2.4). Over L such operators in a row the errors add up. That
+a layer does not magnify the error of the one before it is an assumption: normalisation and residual sums make it hold
+in practice. A wrong rewrite changes outputs by orders of magnitude more than this bound.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgewise.passes.linear import LINEAR
+from edgewise.passes.rewriting import all_nodes, constant, input_at, is_operator, static_shape
+from edgewise.records.tensors import Array, Outputs
+
+LAMBDA = 8.0
+"""The bound fails for one dot product with a probability of 2 exp(-32), 3e-14."""
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def tolerance(model: ir.Model) -> float:
+    """Return the bound on the difference of an output, in units of its largest magnitude times u.
+
+    It is `LAMBDA * sum over the products of sqrt(K)`, with one term more for everything that is rounded once.
+    """
+    total = 1.0
+    for node in all_nodes(model):
+        if is_operator(node, *LINEAR, *RECURRENT):
+            total += _terms(node) ** 0.5
+    return LAMBDA * total
+
+
+def _terms(node: ir.Node) -> float:
+    weight = constant(input_at(node, 1))
+    if weight is None:
+        shape = static_shape(input_at(node, 1))
+        return float(shape[-2]) if shape is not None and len(shape) > 1 else 1.0
+    if node.op_type == "Conv":
+        return float(weight.size / weight.shape[0])
+    return float(weight.size / max(1, weight.shape[-1]))
+
+
+def difference(before: Outputs, after: Outputs, bound: float) -> str | None:
+    """Return how the outputs differ by more than the order of the arithmetic explains, or None.
+
+    Args:
+        before: Outputs by name.
+        after: The same after a rewrite.
+        bound: What `tolerance` returned.
+
+    Returns:
+        A clause with the output, the measured difference and the bound. Integers, booleans and strings have to be equal.
+    """
+    for name, expected in before.items():
+        actual = after.get(name)
+        if actual is None:
+            return f"output `{name}` is missing afterwards"
+        if actual.shape != expected.shape:
+            return f"output `{name}` had the shape {list(expected.shape)} and now has {list(actual.shape)}"
+        if clause := _difference(name, expected, actual, bound):
+            return clause
+    return None
+
+
+def _difference(name: str, expected: Array, actual: Array, bound: float) -> str | None:
+    if not np.issubdtype(expected.dtype, np.floating):
+        wrong = int((expected != actual).sum())
+        return f"{wrong} of {expected.size} values of output `{name}` changed" if wrong else None
+    if expected.size == 0:
+        return None
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], actual[~finite], equal_nan=True):
+        return f"output `{name}` is not finite at other places than before"
+    if not finite.any():
+        return None
+    exact, now = expected[finite].astype(np.float64), actual[finite].astype(np.float64)
+    scale = max(float(np.abs(exact).max()), float(np.finfo(expected.dtype).tiny))
+    moved = float(np.abs(exact - now).max()) / scale
+    allowed = bound * float(np.finfo(expected.dtype).eps) / 2
+    # NaN compares as False with everything: written so that it counts as a difference.
+    return None if moved <= allowed else f"output `{name}` moved by {moved:.2g} of its largest value; rounding explains {allowed:.2g}"

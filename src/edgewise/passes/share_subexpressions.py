@@ -1,0 +1,29 @@
+"""Nodes that compute the same thing from the same values become one, and equal initializers become one.
+
+Always legal for deterministic operators. Bodies of If, Loop and Scan are left alone. onnx-ir's passes do the work.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from edgewise.passes.wrapped import WrappedPass
+
+BIGGEST_WEIGHT = 1 << 28
+"""Elements of the largest initializer that is compared: one GiB of float32, hashed at about a second a GiB."""
+
+
+class ShareSubexpressions(WrappedPass):
+    """Compute common sub-expressions once and store equal initializers once."""
+
+    name = "share_subexpressions"
+    says = "removed: another node computes the same"
+    says_of_weight = "removed: another initializer is equal to it"
+
+    def passes(self) -> tuple[ir.passes.PassBase, ...]:
+        """Return onnx-ir's passes: initializers first, so that nodes that read equal ones become equal."""
+        return (
+            common.DeduplicateHashedInitializersPass(size_limit=BIGGEST_WEIGHT),
+            common.CommonSubexpressionEliminationPass(),
+        )
