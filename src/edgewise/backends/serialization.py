@@ -1,0 +1,44 @@
+"""A graph as the bytes of an ONNX file, with its weights beside it where one file cannot hold them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+MODEL_FILE: Final = "model.onnx"
+DATA_FILE: Final = "model.onnx.data"
+
+_LARGEST_PROTOBUF = 2**31 - 2**20  # protobuf's limit is 2 GiB; 1 MiB is left for everything but weights
+_SMALLEST_EXTERNAL = 1024  # bytes; shapes and axes stay in the model, where runtimes look for them
+
+
+def onnx_files(model: ir.Model, *, largest: int = _LARGEST_PROTOBUF) -> dict[str, bytes]:
+    """Return `model.onnx` and, where the weights exceed `largest` bytes, `model.onnx.data`.
+
+    The same graph gives the same bytes.
+
+    Args:
+        model: The graph; it is not changed.
+        largest: Bytes of weights up to which one file holds all.
+    """
+    if weight_bytes(model) <= largest:
+        return {MODEL_FILE: ir.serde.serialize_model(model).SerializeToString(deterministic=True)}
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
+        path = Path(folder) / MODEL_FILE
+        ir.save(model, path, external_data=DATA_FILE, size_threshold_bytes=_SMALLEST_EXTERNAL)
+        return {name: (path.parent / name).read_bytes() for name in (MODEL_FILE, DATA_FILE)}
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of all constants of the model, those in subgraphs included."""
+    total = 0
+    for graph in model.graphs():
+        total += sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    total += attribute.as_tensor().nbytes
+    return total
