@@ -49,6 +49,7 @@ docs: $(VENV)/.test
 	$(BIN)/python -m pytest tests/architecture/test_architecture_documents.py
 
 bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/import_time.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/certificate.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
 
