@@ -1,0 +1,66 @@
+"""Named arrays as bytes and back: samples for workers, test vectors of bundles.
+
+An uncompressed `.npz` without pickles, in which the names may hold anything (`/`, `..`, `file`), because they are
+kept in an index and not as names in the archive; and which keeps the element types that numpy has only through
+`ml_dtypes`, such as bfloat16.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from edgewise.records.tensors import Array
+
+_INDEX: Final = "index"
+_BITS: Final = {1: np.uint8, 2: np.uint16}
+
+
+def pack(arrays: Mapping[str, Array]) -> bytes:
+    """Return `arrays` as bytes. Equal arrays give equal bytes.
+
+    Args:
+        arrays: Arrays of numbers by name, of any shape, in any order that has to be kept.
+
+    Raises:
+        ValueError: If an array holds objects.
+    """
+    index = [(name, array.dtype.name) for name, array in arrays.items()]
+    members = {f"a{number}": _storable(array) for number, array in enumerate(arrays.values())}
+    buffer = io.BytesIO()
+    # The archive's own `**members` would clash with numpy's parameter names; `a0`, `a1` ... do not.
+    np.savez(buffer, allow_pickle=False, **{_INDEX: np.frombuffer(msgspec.json.encode(index), np.uint8)}, **members)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> dict[str, Array]:
+    """Return the arrays in `data`, by name, in the order in which they were packed.
+
+    Raises:
+        ValueError: If `data` is not what `pack` makes.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as members:
+            index = msgspec.json.decode(members[_INDEX].tobytes(), type=list[tuple[str, str]])
+            return {name: _restored(members[f"a{number}"], kind) for number, (name, kind) in enumerate(index)}
+    except (zipfile.BadZipFile, KeyError, EOFError, TypeError, OSError, AttributeError, msgspec.MsgspecError) as error:
+        raise ValueError(f"These {len(data)} bytes are not packed arrays: {error}") from error
+
+
+def _storable(array: Array) -> Array:
+    if array.dtype.kind != "V":
+        return array
+    return np.ascontiguousarray(array).view(_BITS[array.dtype.itemsize])
+
+
+def _restored(array: Array, kind: str) -> Array:
+    if array.dtype.name == kind:
+        return array
+    import ml_dtypes  # noqa: PLC0415 - only models with such types pay for it
+
+    return array.view(np.dtype(getattr(ml_dtypes, kind)))
