@@ -1,0 +1,69 @@
+"""What the command line says at the end of a run: the verdict, the ladder, where the files are. Plain text."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from edgewise.records.run import Run, Rung
+from edgewise.report import quantities as q
+from edgewise.report.comparison import ladder
+from edgewise.report.words import Terms, cleaned
+
+_NO_FILES: Mapping[str, str] = MappingProxyType({})
+
+
+def summary(run: Run, *, files: Mapping[str, str] = _NO_FILES) -> str:
+    """Return the outcome of `run` in a few lines, without a line end after the last.
+
+    Args:
+        run: The finished run.
+        files: What was written, by what it is: `{"report": "out/report.html"}`.
+    """
+    run = cleaned(run)
+    terms = Terms.of(run)
+    rows = [("", "candidate", "median", "p99", "speed", "size", terms.lost)]
+    for line in ladder(run, terms):
+        speed = line.speed if not line.speed_interval else f"{line.speed} ({_interval(run, line.name)})"
+        bound = line.bound if line.status in {"original", "untested"} else f"{line.bound}, {line.status_text.lower()}"
+        rows.append(("*" if line.chosen else "", line.name, line.median, line.p99, speed, line.size, bound))
+    parts = [_one_line(run.verdict), "", *_table(rows), "", _footer(run)]
+    if files:
+        width = max(_width(label) for label in files)
+        parts += ["", *(f"{_pad(label, width)}  {path}" for label, path in files.items())]
+    return "\n".join(parts)
+
+
+def _interval(run: Run, name: str) -> str:
+    rung: Rung = next(rung for rung in run.ladder if rung.candidate.name == name)
+    return f"{q.ratio(rung.speedup.low)} to {q.ratio(rung.speedup.high)}"
+
+
+def _footer(run: Run) -> str:
+    sites = len({*run.declines, *(decline for outcome in run.outcomes for decline in outcome.declines)})
+    declined = f"; {q.plural(sites, 'site')} declined, each with its reason in the report" if sites else ""
+    tried = f"{q.plural(len(run.outcomes), 'candidate')} tried in {q.wall_clock(run.seconds)}"
+    return f"* is the default. {tried}{declined}."
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    cleaned_rows = [[_one_line(cell) for cell in row] for row in rows]
+    widths = [max(_width(row[column]) for row in cleaned_rows) for column in range(len(cleaned_rows[0]))]
+    return ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned_rows]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Return the columns that a terminal gives to `text`: two for wide characters, none for combining ones."""
+    return sum(
+        0 if unicodedata.combining(letter) else 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+        for letter in text
+    )
