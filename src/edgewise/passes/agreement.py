@@ -1,11 +1,12 @@
 """How far outputs may move when only the order of the arithmetic changes.
 
-Merging a scale into weights, or a bias into a product, changes which intermediate results are rounded. A dot product of
-K terms has a relative rounding error of at most K u (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed.,
-section 3.1), and with random signs of lambda sqrt(K) u except with a probability of 2 exp(-lambda**2 / 2) a product (Higham and Mary, 2019,
-"A New Approach to Probabilistic Rounding Error Analysis", theorem 2.4). Over L such operators in a row the errors add up. That
-a layer does not magnify the error of the one before it is an assumption: normalisation and residual sums make it hold
-in practice. A wrong rewrite changes outputs by orders of magnitude more than this bound.
+Merging a scale into weights, or a bias into a product, changes which intermediate results are rounded. A dot product
+of K terms has a relative rounding error of at most K u (Higham, "Accuracy and Stability of Numerical Algorithms",
+2nd ed., section 3.1), and with random signs of lambda sqrt(K) u except with a probability of 2 exp(-lambda**2 / 2) a
+product (Higham and Mary, 2019, "A New Approach to Probabilistic Rounding Error Analysis", theorem 2.4). Over L such
+operators in a row the errors add up. That a layer does not magnify the error of the one before it is an assumption:
+normalisation and residual sums make it hold in practice. A wrong rewrite changes outputs by orders of magnitude more
+than this bound.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def difference(before: Outputs, after: Outputs, bound: float) -> str | None:
         bound: What `tolerance` returned.
 
     Returns:
-        A clause with the output, the measured difference and the bound. Integers, booleans and strings have to be equal.
+        A clause with the output, the measured difference and the bound. What is no float has to be equal.
     """
     for name, expected in before.items():
         actual = after.get(name)
@@ -83,4 +84,8 @@ def _difference(name: str, expected: Array, actual: Array, bound: float) -> str 
     moved = float(np.abs(exact - now).max()) / scale
     allowed = bound * float(np.finfo(expected.dtype).eps) / 2
     # NaN compares as False with everything: written so that it counts as a difference.
-    return None if moved <= allowed else f"output `{name}` moved by {moved:.2g} of its largest value; rounding explains {allowed:.2g}"
+    return (
+        None
+        if moved <= allowed
+        else f"output `{name}` moved by {moved:.2g} of its largest value; rounding explains {allowed:.2g}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.errors import ContractError, ModelError
 from edgewise.passes.agreement import difference, tolerance
@@ -41,7 +41,7 @@ def optimize(
     if not is_legal(model):
         raise ModelError(
             "A model has to be legal ONNX before it can be optimized; the ONNX checker refuses this one.",
-            hint='python -c "import onnx; onnx.checker.check_model(\'model.onnx\')" says why.',
+            hint="python -c \"import onnx; onnx.checker.check_model('model.onnx')\" says why.",
         )
     current = with_shapes(model.clone())
     reference = None if probe is None else probe(current)

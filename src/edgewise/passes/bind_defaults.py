@@ -1,8 +1,8 @@
 """Inputs that have a default value (an initializer of the same name) become constants with that value.
 
-Files of IR version 3, and some exporters after it, list every weight as an input. Such an input may be left out by the
-caller, who then gets the default; edgewise never feeds one. Worth it because no runtime folds what a caller may replace.
-This is the one pass that takes inputs away, and only those that no one has to give.
+Files of IR version 3, and some exporters after it, list every weight as an input. Such an input may be left out by
+the caller, who then gets the default; edgewise never feeds one. Worth it because no runtime folds what a caller may
+replace. This is the one pass that takes inputs away, and only those that no one has to give.
 """
 
 from __future__ import annotations

@@ -29,10 +29,38 @@ from edgewise.passes.rewriting import (
 from edgewise.records.tensors import Array
 
 UNARY = frozenset(
-    "Abs Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Mish Neg Not Reciprocal Relu Round "
-    "Selu Sigmoid Sign Softplus Softsign Sqrt Tanh ThresholdedRelu Cast".split()
+    {
+        "Abs",
+        "Ceil",
+        "Celu",
+        "Clip",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Floor",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Relu",
+        "Round",
+        "Selu",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Softsign",
+        "Sqrt",
+        "Tanh",
+        "ThresholdedRelu",
+        "Cast",
+    }
 )
-BINARY = frozenset("Add Sub Mul Div Pow Max Min".split())
+BINARY = frozenset(["Add", "Sub", "Mul", "Div", "Pow", "Max", "Min"])
 WITH_AXIS = frozenset({"Softmax", "LogSoftmax", "Concat"})
 FIRST_OPSET_WITH_ONE_AXIS = 13
 
@@ -77,7 +105,9 @@ class CancelTransposes(SitePass):
         return Done(f"cancelled with {len(region.leaves)} Transpose before {len(region.nodes)} element-wise operators")
 
 
-def _collect(value: ir.Value, reader: ir.Node, perm: tuple[int, ...], region: Region) -> str | None:
+def _collect(  # noqa: PLR0911 - one return a reason
+    value: ir.Value, reader: ir.Node, perm: tuple[int, ...], region: Region
+) -> str | None:
     """Gather the region above `value`; return why it cannot be rewritten, or None."""
     producer = value.producer()
     if producer is not None and is_operator(producer, "Transpose"):

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.errors import ContractError
 from edgewise.passes.rewriting import STANDARD_DOMAINS, all_graphs, all_nodes

@@ -25,6 +25,7 @@ from edgewise.passes.merge_transposes import MergeTransposes
 from edgewise.passes.protocol import Pass
 from edgewise.passes.remove_no_ops import RemoveNoOps
 from edgewise.passes.remove_unused import RemoveUnused
+from edgewise.passes.replace_shortcuts import ReplaceShortcuts
 from edgewise.passes.share_subexpressions import ShareSubexpressions
 
 DEFAULT_PASSES: Final[tuple[Pass, ...]] = (
@@ -40,6 +41,7 @@ DEFAULT_PASSES: Final[tuple[Pass, ...]] = (
     MergeTransposes(),
     CancelTransposes(),
     MergeSlices(),
+    ReplaceShortcuts(),
     # Patterns, while they are still spelled as their exporter spelled them.
     FuseLayerNorm(),
     FuseGelu(),

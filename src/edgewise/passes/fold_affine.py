@@ -1,9 +1,10 @@
-"""A constant that is multiplied with or added to the output of Conv, ConvTranspose, Gemm or MatMul goes into its weights.
+"""A constant that is multiplied with or added to the output of Conv, ConvTranspose, Gemm or MatMul goes into its
+weights.
 
-Legal when the constant is one number a channel (or one in all) and nothing else reads the output before it. This makes
-a bias of Add behind Conv or Gemm, and merges batch normalisation that an exporter has already taken apart into Mul and
-Add. Worth it because each of these reads and writes the whole activation. A MatMul takes factors but no summands: both
-runtimes add the bias of a MatMul of any rank while the tile is in a register.
+Legal when the constant is one number a channel (or one in all) and nothing else reads the output before it. This
+makes a bias of Add behind Conv or Gemm, and merges batch normalisation that an exporter has already taken apart into
+Mul and Add. Worth it because each of these reads and writes the whole activation. A MatMul takes factors but no
+summands: both runtimes add the bias of a MatMul of any rank while the tile is in a register.
 """
 
 from __future__ import annotations

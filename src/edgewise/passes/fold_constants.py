@@ -1,8 +1,8 @@
 """What depends on constants alone is computed once, now; Shape of a known shape counts as constant.
 
-Legal for deterministic operators. Quantize and DequantizeLinear stay (they say how weights are stored), and so does what
-would make the file grow: a result may have at most 1,024 elements more than the constants that vanish with it. onnxscript's folder
-does the work: it also inlines If with a constant condition.
+Legal for deterministic operators. Quantize and DequantizeLinear stay (they say how weights are stored), and so does
+what would make the file grow: a result may have at most 1,024 elements more than the constants that vanish with it.
+onnxscript's folder does the work: it also inlines If with a constant condition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgewise.records.findings import Change, Decline
 
 MOST_NEW_ELEMENTS = 1024
 MOST_INPUT_ELEMENTS = 1 << 24
-"""Elements of the largest constant that is computed with: 64 MiB of float32, below a second for element-wise operators."""
+"""Elements of the largest constant that is computed with: 64 MiB of float32, below a second each."""
 MOST_ROUNDS = 8
 """Rounds of folding; each needs what the one before made constant, and two are the most seen in real models."""
 
@@ -49,7 +49,9 @@ class FoldConstants(Pass):
         left = {id(node) for node in all_nodes(model)}
         for key, (_, name, operator) in nodes.items():
             if key not in left:
-                findings.changes.append(Change(stage=self.name, node=name, what=f"computed {operator} once and for all"))
+                findings.changes.append(
+                    Change(stage=self.name, node=name, what=f"computed {operator} once and for all")
+                )
         return findings
 
 

@@ -70,7 +70,7 @@ class FuseClips(SitePass):
         return None
 
 
-def read_clamp(node: ir.Node) -> Clamp | str | None:
+def read_clamp(node: ir.Node) -> Clamp | str | None:  # noqa: PLR0911 - one return a reason
     """Return the node as a clamp, why it is none, or None where it is no site."""
     if not is_operator(node, *CLAMPS):
         return None

@@ -1,8 +1,8 @@
 """Gelu spelled with Erf, or with the Tanh approximation, becomes Gelu.
 
-`x/2 (1 + erf(x / sqrt 2))` and `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3)))` (Hendrycks and Gimpel, 2016, section 2), however the
-factors are ordered and whether the cube is Pow or a product. Legal from opset 20 on, where ONNX has Gelu. Worth it because
-the spelled form reads and writes the activation five to nine times.
+`x/2 (1 + erf(x / sqrt 2))` and `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x**3)))` (Hendrycks and Gimpel, 2016, section
+2), however the factors are ordered and whether the cube is Pow or a product. Legal from opset 20 on, where ONNX has
+Gelu. Worth it because the spelled form reads and writes the activation five to nine times.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ class FuseHardSwish(SitePass):
             return Done(f"replaced {len(dead)} nodes by HardSwish")
         return None
 
-    def _sigmoid(
-        self, node: ir.Node, coefficient: float, gate: ir.Value, nodes: list[ir.Node], edit: Edit
-    ) -> Outcome:
+    def _sigmoid(self, node: ir.Node, coefficient: float, gate: ir.Value, nodes: list[ir.Node], edit: Edit) -> Outcome:
         found = _clip(gate)
         if found is None or not close(coefficient, 1 / 6):
             return None

@@ -1,9 +1,10 @@
 """Layer normalisation spelled out becomes LayerNormalization.
 
-`(x - mean) / sqrt(variance + epsilon) * gamma + beta` over the last axes (Ba, Kiros and Hinton, 2016, equation 3), as PyTorch writes it
-(Pow or a product, Sqrt, Div), as TensorFlow does (`x * (r gamma) + (beta - mean * (r gamma))` with `r = 1 / sqrt(...)`), and
-without gamma or beta. Legal from opset 17 on, over trailing axes, with constant gamma and beta of their shape. Worth it
-because the spelled form is seven to nine operators that each read and write the activation.
+`(x - mean) / sqrt(variance + epsilon) * gamma + beta` over the last axes (Ba, Kiros and Hinton, 2016, equation 3),
+as PyTorch writes it (Pow or a product, Sqrt, Div), as TensorFlow does (`x * (r gamma) + (beta - mean * (r gamma))`
+with `r = 1 / sqrt(...)`), and without gamma or beta. Legal from opset 17 on, over trailing axes, with constant gamma
+and beta of their shape. Worth it because the spelled form is seven to nine operators that each read and write the
+activation.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class FuseLayerNorm(SitePass):
     name = "fuse_layer_norm"
     operators = frozenset({"Sqrt", "Pow"})
 
-    def visit(self, node: ir.Node, edit: Edit) -> Outcome:
+    def visit(self, node: ir.Node, edit: Edit) -> Outcome:  # noqa: PLR0911 - one return a reason
         """Recognise the layer normalisation around one root of a variance."""
         match = _variance(node)
         if match is None:
@@ -100,7 +101,7 @@ class FuseLayerNorm(SitePass):
         return Done(f"replaced {len(dead)} nodes by LayerNormalization")
 
 
-def _variance(root: ir.Node) -> Match | None:
+def _variance(root: ir.Node) -> Match | None:  # noqa: PLR0911 - one return a mismatch
     """Read upwards from `sqrt(mean((x - mean(x))**2) + epsilon)`, or from the same to the power -1/2."""
     if root.op_type == "Pow" and scalar(input_at(root, 1)) != -0.5:
         return None

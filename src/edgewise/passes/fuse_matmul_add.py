@@ -1,8 +1,9 @@
 """MatMul followed by Add becomes Gemm where both operands are matrices.
 
-Legal when both have rank 2 and the summand broadcasts onto the product without enlarging it. Worth it because Gemm takes
-the bias while the result is in registers, and because everything that merges into a bias finds one there. At higher
-rank MatMul and Add stay: a Gemm would need a Reshape on either side, and both runtimes fuse the pair by themselves.
+Legal when both have rank 2 and the summand broadcasts onto the product without enlarging it. Worth it because Gemm
+takes the bias while the result is in registers, and because everything that merges into a bias finds one there. At
+higher rank MatMul and Add stay: a Gemm would need a Reshape on either side, and both runtimes fuse the pair by
+themselves.
 """
 
 from __future__ import annotations

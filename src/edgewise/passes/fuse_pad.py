@@ -8,6 +8,7 @@ padding costs nothing. onnxscript has the rewrite for Conv only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +76,7 @@ def read_padding(pad: ir.Node, of_rank: int | None) -> Padding | str:
     """Return what a Pad adds to the spatial axes, or why a reader's own padding cannot do it."""
     if (mode := pad.attributes.get_string("mode", "constant")) != "constant":
         return f"Pad `{label(pad)}` has the mode {mode}"
-    pads, value = _amounts(pad)
+    pads, value = amounts(pad)
     if pads is None or value is None:
         return f"the amounts or the value of Pad `{label(pad)}` are not constant"
     axes = tuple(range(len(pads) // 2))
@@ -95,7 +96,8 @@ def read_padding(pad: ir.Node, of_rank: int | None) -> Padding | str:
     return Padding(tuple(before[2:]), tuple(behind[2:]), value)
 
 
-def _amounts(pad: ir.Node) -> tuple[tuple[int, ...] | None, float | None]:
+def amounts(pad: ir.Node) -> tuple[tuple[int, ...] | None, float | None]:
+    """Return the amounts and the value of a Pad, each None where it is not constant."""
     if "pads" in pad.attributes:  # opset 2 to 10
         return tuple(pad.attributes.get_ints("pads", ())), pad.attributes.get_float("value", 0.0)
     given = input_at(pad, 2)
@@ -138,7 +140,9 @@ def _why_not_max(node: ir.Node, pad: ir.Node, padding: Padding) -> str | None:
         return "its indices count the padding"
     if any(size != 1 for size in node.attributes.get_ints("dilations", ())):
         return "it is dilated, so that a window could lie in the padding alone"
-    if reason := _why_not_small(node.attributes.get_ints("kernel_shape", ()), padding, node.attributes.get_ints("pads", ())):
+    if reason := _why_not_small(
+        node.attributes.get_ints("kernel_shape", ()), padding, node.attributes.get_ints("pads", ())
+    ):
         return reason
     if padding.value <= float(np.finfo(np.float32).min):
         return None
@@ -149,7 +153,7 @@ def _why_not_max(node: ir.Node, pad: ir.Node, padding: Padding) -> str | None:
     return f"it pads with minus infinity, the Pad before it with {padding.value:g}"
 
 
-def _why_not_small(kernel: tuple[int, ...], padding: Padding, own: tuple[int, ...] = ()) -> str | None:
+def _why_not_small(kernel: Sequence[int], padding: Padding, own: Sequence[int] = ()) -> str | None:
     # Runtimes refuse a pooling whose padding is as wide as its window.
     amounts = np.array(padding.before + padding.behind)
     amounts += np.array(own) if own else 0

@@ -6,7 +6,7 @@ Always legal. Worth it because rewrites look at neighbours, and a call hides the
 from __future__ import annotations
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.passes.protocol import Findings, Pass
 from edgewise.passes.rewriting import all_nodes, label

@@ -1,13 +1,13 @@
 """Constant nodes become initializers.
 
-Always legal (but for one that is an output itself). Worth it because every later rewrite, and the memory mapping of weights, then has
-one place to look. Values that an initializer cannot hold, such as sparse tensors, stay.
+Always legal (but for one that is an output itself). Worth it because every later rewrite, and the memory mapping of
+weights, then has one place to look. Values that an initializer cannot hold, such as sparse tensors, stay.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.passes.wrapped import WrappedPass
 

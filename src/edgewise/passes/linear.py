@@ -124,7 +124,7 @@ class Linear:
         return edit.node(self.node.op_type, inputs, attributes, name=self.node.name)
 
 
-def read_linear(node: ir.Node | None) -> Linear | str | None:
+def read_linear(node: ir.Node | None) -> Linear | str | None:  # noqa: PLR0911 - one return a reason
     """Return the node as a linear operator, why its weights cannot be touched, or None where it is something else."""
     if node is None or not is_operator(node, *LINEAR):
         return None
@@ -179,7 +179,9 @@ def spread(array: Array, channels: int, *, axis: int, of_rank: int | None) -> Do
     return np.broadcast_to(array.astype(np.float64).reshape(-1), (channels,)).copy()
 
 
-def read_affine(node: ir.Node, channels: int, axis: int) -> Affine | str | None:
+def read_affine(  # noqa: PLR0911 - one return a case
+    node: ir.Node, channels: int, axis: int
+) -> Affine | str | None:
     """Return Mul, Div, Add or Sub with a constant as an affine map of the other operand.
 
     Args:

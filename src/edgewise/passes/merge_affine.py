@@ -46,12 +46,10 @@ def next_linear(node: ir.Node) -> Linear | str | None:
 def into_next(node: ir.Node, affine: Affine, linear: Linear, edit: Edit) -> Outcome:
     """Merge the map at `node` into the linear operator that reads it."""
     reader = linear.node
-    if reader.op_type == "Gemm" and reader.attributes.get_int("transA", 0):
+    if reader.op_type == "Gemm" and reader.attributes.get_int("transA", 0) == 1:
         return Declined(f"`{label(reader)}` reads it transposed")
     if affine.shift.any() and _pads(reader):
-        return Declined(
-            f"`{label(reader)}` pads with zeros behind it, and the shift makes of them what differs from channel to channel"
-        )
+        return Declined(f"`{label(reader)}` pads with zeros, which the shift would have to reach as well")
     if reader.op_type == "MatMul" and affine.shift.any():
         return Declined(f"`{label(reader)}` is a MatMul, which has no bias to take the shift")
     weight, bias = linear.taken_input(affine.scale, affine.shift)

@@ -1,7 +1,7 @@
 """Slices of different axes in a row become one.
 
-Legal when starts, ends, axes and steps are constant and no axis is cut twice. Worth it because each Slice copies what is
-left: the sub-sampling shortcuts of residual networks take every second row, then every second column.
+Legal when starts, ends, axes and steps are constant and no axis is cut twice. Worth it because each Slice copies
+what is left: the sub-sampling shortcuts of residual networks take every second row, then every second column.
 """
 
 from __future__ import annotations

@@ -63,8 +63,6 @@ class MergeTransposes(SitePass):
         moved = [axis for axis in perm if shape[axis] != 1]
         if moved != sorted(moved) or perm == tuple(sorted(perm)) or 0 in shape:
             return None
-        target = edit.constant(
-            node, f"{label(node)}_shape", np.array([shape[axis] for axis in perm], dtype=np.int64)
-        )
+        target = edit.constant(node, f"{label(node)}_shape", np.array([shape[axis] for axis in perm], dtype=np.int64))
         edit.swap(node, [node], edit.node("Reshape", [value, target], name=node.name))
         return Done("replaced by a Reshape: only axes of size 1 move")

@@ -1,9 +1,10 @@
-"""Nodes that return their input go: Identity, Dropout, Cast to the same type, times one, plus zero, empty Pad and the like.
+"""Nodes that return their input go: Identity, Dropout, Cast to the same type, times one, plus zero, empty Pad and the
+like.
 
-Legal when the result has the type and the shape of the operand (a constant of ones may still broadcast it). A node that
-hands an input of the model to an output stays, because an output needs a node. Worth it because each of them copies a
-tensor in one runtime or another, and because they hide neighbours from other rewrites. `x + 0` turns -0 into 0; nothing in
-ONNX but division can tell.
+Legal when the result has the type and the shape of the operand (a constant of ones may still broadcast it). A node
+that hands an input of the model to an output stays, because an output needs a node. Worth it because each of them
+copies a tensor in one runtime or another, and because they hide neighbours from other rewrites. `x + 0` turns -0
+into 0; nothing in ONNX but division can tell.
 """
 
 from __future__ import annotations

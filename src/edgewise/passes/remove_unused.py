@@ -1,12 +1,13 @@
 """Nodes, initializers, functions and operator sets that nothing reads go.
 
-Always legal; inputs and outputs of the model stay. Worth it for the file's size, and because runtimes load what is there.
+Always legal; inputs and outputs of the model stay. Worth it for the file's size, and because runtimes load what is
+there.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.passes.protocol import Findings
 from edgewise.passes.rewriting import all_graphs
@@ -23,7 +24,8 @@ class RemoveUnused(WrappedPass):
 
     def passes(self) -> tuple[ir.passes.PassBase, ...]:
         """Return onnx-ir's passes."""
-        return (common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass())
+        unused_functions: ir.passes.PassBase = common.RemoveUnusedFunctionsPass()  # type: ignore[no-untyped-call]
+        return (common.RemoveUnusedNodesPass(), unused_functions, common.RemoveUnusedOpsetsPass())
 
     def rewrite(self, model: ir.Model) -> Findings:
         """Remove what nothing reads, in the bodies of If, Loop and Scan as well."""

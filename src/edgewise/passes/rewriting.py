@@ -139,9 +139,7 @@ class Edit:
         name: str | None = None,
     ) -> ir.Node:
         """Return a new standard-domain node with fresh output names, not yet in any graph."""
-        attrs = (
-            ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else list(attributes)
-        )
+        attrs = ir.convenience.convert_attributes(attributes) if isinstance(attributes, Mapping) else list(attributes)
         base = name or operator
         new = ir.Node("", operator, inputs, attrs, num_outputs=outputs, name=name)
         for index, value in enumerate(new.outputs):

@@ -6,7 +6,7 @@ Always legal for deterministic operators. Bodies of If, Loop and Scan are left a
 from __future__ import annotations
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from edgewise.passes.wrapped import WrappedPass
 
