@@ -1,0 +1,1 @@
+"""Runs a bundle: samples in, answers out."""
