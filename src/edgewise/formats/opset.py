@@ -49,6 +49,11 @@ def raise_opset(model: ir.Model, minimum: int = MINIMUM_OPSET) -> ir.Model:
     raised = weightless.restore(converted, model)
     raised.ir_version = max(model.ir_version, _SMALLEST_IR_VERSION.get(minimum, model.ir_version))
     _keep_coordinates(raised, resizes)
+    for old, new in zip(
+        (*model.graph.inputs, *model.graph.outputs), (*raised.graph.inputs, *raised.graph.outputs), strict=True
+    ):
+        # The converter infers shapes on its way and makes up names for open dimensions.
+        new.shape = old.shape
     try:
         # The converter's own work is checked as well: an attribute that it forgot would change the model silently.
         onnx.checker.check_model(weightless.to_proto(raised))

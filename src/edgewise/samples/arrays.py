@@ -11,6 +11,7 @@ import numpy as np
 
 from edgewise.errors import DataError
 from edgewise.records.tensors import Array
+from edgewise.samples.finite import non_finite
 from edgewise.samples.preprocessing import Preprocessing, prepare
 from edgewise.samples.rows import Archive, Rows, open_npy
 from edgewise.samples.source import Sample
@@ -24,7 +25,7 @@ class ArraySource:
 
     In an `.npz`, `x` holds the samples of a model's only input, or every input has an array of its name; an array
     without dimensions is constant for all samples. Labels are in `y` or in the array that is named. Beside `x` there
-    may be any other arrays.
+    may be any other arrays; one that has the name of an input is that input, as it is.
 
     Args:
         path: The file.
@@ -41,6 +42,7 @@ class ArraySource:
         self._preprocessing = preprocessing
         self._label = label
         self._inputs: dict[str, Rows] = {}
+        self._beside: dict[str, Rows] = {}
         self._constants: dict[str, Array] = {}
         self._labels: Rows | None = None
         if path.suffix.lower() == ".npy":
@@ -70,9 +72,10 @@ class ArraySource:
         Raises:
             DataError: If it has NaN or infinite values, or cannot be pre-processed.
         """
+        beside = {name: rows[index] for name, rows in self._beside.items()}
         arrays = {name: self._row(rows, index) for name, rows in self._inputs.items()}
         label = None if self._labels is None else _as_label(self._labels[index])
-        return Sample({**self._constants, **arrays}, label)
+        return Sample({**self._constants, **beside, **arrays}, label)
 
     def labels(self) -> list[Any] | None:
         """Return all labels: numbers and texts as Python's own, others as arrays.
@@ -133,7 +136,9 @@ class ArraySource:
                 return
         rows = archive.open(name)
         if rows.shape:
-            self._inputs["" if name == SAMPLES else name] = rows
+            # What lies beside `x` need not be an input: it is neither checked nor pre-processed.
+            group = self._inputs if named or name == SAMPLES else self._beside
+            group["" if name == SAMPLES else name] = rows
             return
         value = rows.all()
         if value.dtype.kind in "fc" and not np.isfinite(value):
@@ -156,16 +161,6 @@ class ArraySource:
             counts = ", ".join(f"{where} has {length:,}" for where, length in lengths.items())
             raise DataError(f"All arrays and the labels have to have one entry for each sample, but {counts}.")
         return next(iter(lengths.values()))
-
-
-def non_finite(array: Array, what: str) -> DataError:
-    """Return the error that says that `what` holds NaN or infinite values."""
-    nan = int(np.isnan(array).sum())
-    infinite = int(np.isinf(array).sum())
-    return DataError(
-        f"Samples have to be finite. {what} has {nan:,} values that are NaN and {infinite:,} that are infinite.",
-        hint="Repair or leave out this sample.",
-    )
 
 
 def _as_label(value: Array) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgewise.errors import DataError, RecipeError
 from edgewise.records.tensors import Array, Port
+from edgewise.samples.finite import non_finite
 from edgewise.samples.source import Sample, Source
 
 _NO_STATE: Mapping[str, str] = MappingProxyType({})
@@ -232,8 +233,10 @@ def _dtype(port: Port) -> np.dtype[Any]:
 
 
 def _cast(array: Array, port: Port, what: str) -> Array:
-    """Return the array in the type of its input, C-contiguous."""
+    """Return the array in the type of its input, C-contiguous, after checking that its values are finite."""
     wanted = _dtype(port)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise non_finite(array, what)
     if array.dtype == wanted:
         return np.ascontiguousarray(array).reshape(array.shape)
     refusal = DataError(

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgewise.errors import DataError, EdgewiseError
 from edgewise.records.tensors import Array
-from edgewise.samples.arrays import non_finite
+from edgewise.samples.finite import non_finite
 from edgewise.samples.preprocessing import Preprocessing, prepare
 from edgewise.samples.rows import Spool
 from edgewise.samples.source import Sample
@@ -75,7 +75,7 @@ class SequenceSource:
         return _sample(item, index, self.name, self._preprocessing)
 
     def labels(self) -> list[Any] | None:
-        """Return all labels: the object's own `labels`, if it has that; else every sample is made once to see its label."""
+        """Return all labels: the object's attribute `labels`; without one every sample is made once to see its label."""
         return self._all_labels
 
     @cached_property

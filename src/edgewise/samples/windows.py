@@ -12,7 +12,7 @@ import numpy as np
 
 from edgewise.errors import DataError
 from edgewise.records.tensors import Array
-from edgewise.samples.arrays import non_finite
+from edgewise.samples.finite import non_finite
 from edgewise.samples.labels import parse_labels
 from edgewise.samples.preprocessing import Preprocessing, prepare
 from edgewise.samples.source import Sample

@@ -1,0 +1,18 @@
+"""What is said of samples that are no numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.errors import DataError
+from edgewise.records.tensors import Array
+
+
+def non_finite(array: Array, what: str) -> DataError:
+    """Return the error that says that `what` holds NaN or infinite values."""
+    nan = int(np.isnan(array).sum())
+    infinite = int(np.isinf(array).sum())
+    return DataError(
+        f"Samples have to be finite. {what} has {nan:,} values that are NaN and {infinite:,} that are infinite.",
+        hint="Repair or leave out this sample.",
+    )
