@@ -1,5 +1,4 @@
-"""A constant that is multiplied with or added to the output of Conv, ConvTranspose, Gemm or MatMul goes into its
-weights.
+"""A constant factor or summand behind Conv, ConvTranspose, Gemm or MatMul goes into its weights.
 
 Legal when the constant is one number a channel (or one in all) and nothing else reads the output before it. This
 makes a bias of Add behind Conv or Gemm, and merges batch normalisation that an exporter has already taken apart into

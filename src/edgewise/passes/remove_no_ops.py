@@ -1,5 +1,4 @@
-"""Nodes that return their input go: Identity, Dropout, Cast to the same type, times one, plus zero, empty Pad and the
-like.
+"""Nodes that return their input go: Identity, Dropout, Cast to the same type, times one, plus zero, empty Pad.
 
 Legal when the result has the type and the shape of the operand (a constant of ones may still broadcast it). A node
 that hands an input of the model to an output stays, because an output needs a node. Worth it because each of them
