@@ -9,7 +9,8 @@ PINS := constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL = $(PIP) install --constraint $(PINS) --build-constraint $(PINS)
 
-.PHONY: help demo test test-all test-lowest lint types imports docs bench wheel format constraints browser clean
+.PHONY: help demo test test-all test-lowest lint types imports docs bench wheel format constraints constraints-lowest \
+	browser clean
 
 help:
 	@echo 'make demo         the main job on the model and samples that come with the package'
@@ -20,7 +21,7 @@ help:
 	@echo 'make bench        the benchmarks, on the models of ZOO'
 	@echo 'make format       puts the code into its canonical form'
 	@echo 'make wheel        builds the wheel into dist/'
-	@echo 'make constraints  renews the pins in constraints.txt'
+	@echo 'make constraints constraints-lowest   renew the pins in constraints.txt and constraints-lowest.txt'
 	@echo 'make clean        removes what these targets made'
 
 demo: $(VENV)/.demo
@@ -62,18 +63,34 @@ wheel: $(VENV)/.test
 
 # The pins are what pip resolves today for every extra and group at once, on the oldest Python that is supported, so
 # that each of them installs on newer ones, too. torch stays where it is: the plain build of another version is huge.
+# What that build brings along for graphics cards is not pinned: torch itself names exact versions of it.
+PINNED := $(VENV)-pins
+FREEZE = $(PINNED)/bin/python -m pip freeze --all --exclude-editable --exclude setuptools \
+	| sed -e 's/+cpu$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d'
 constraints:
-	rm -rf $(VENV)-pins
-	$(MAKE) VENV=$(VENV)-pins $(VENV)-pins/.pip
-	grep -m 1 '^torch==' constraints.txt > $(VENV)-pins/torch.txt
-	$(VENV)-pins/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)-pins/bin/python -m pip install --quiet --constraint $(VENV)-pins/torch.txt --editable ".[openvino,torch]" \
-		--group test --group browser --group lint --group bench --group demo-model --group build
-	$(VENV)-pins/bin/python -m pip freeze --all --exclude-editable --exclude setuptools \
-		| sed -e 's/+cpu$$//' -e '/^nvidia-/d' -e '/^cuda-/d' -e '/^triton==/d' > $(VENV)-pins/pins.txt
-	! grep -n -e '@' -e '://' $(VENV)-pins/pins.txt
-	cp $(VENV)-pins/pins.txt constraints.txt
-	rm -rf $(VENV)-pins
+	rm -rf $(PINNED)
+	$(MAKE) VENV=$(PINNED) $(PINNED)/.pip
+	grep '^torch==' constraints.txt > $(PINNED)/torch.txt
+	$(PINNED)/bin/python -m pip install --quiet --upgrade pip
+	$(PINNED)/bin/python -m pip install --quiet --constraint $(PINNED)/torch.txt --editable ".[openvino,torch]" \
+		--group test --group browser --group lint --group bench --group demo-model
+	$(FREEZE) > $(PINNED)/pins.txt
+	! grep -n -e '@' -e '://' $(PINNED)/pins.txt
+	cp $(PINNED)/pins.txt constraints.txt
+	rm -rf $(PINNED)
+
+# The same with the oldest versions that pyproject.toml allows of what edgewise itself needs.
+constraints-lowest:
+	rm -rf $(PINNED)
+	$(MAKE) VENV=$(PINNED) $(PINNED)/.pip
+	$(PINNED)/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*p['dependencies'], *p['optional-dependencies']['openvino'], sep='\n')" \
+		| sed 's/>=/==/' > $(PINNED)/lowest.txt
+	$(PINNED)/bin/python -m pip install --quiet --constraint $(PINNED)/lowest.txt --editable ".[openvino]" --group test
+	$(FREEZE) > $(PINNED)/pins.txt
+	! grep -n -e '@' -e '://' $(PINNED)/pins.txt
+	cp $(PINNED)/pins.txt constraints-lowest.txt
+	rm -rf $(PINNED)
 
 # The report's test drives a browser. It is installed where that takes no more than Debian's packages and the right to
 # install them; elsewhere the test says why it is skipped.
