@@ -9,8 +9,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edgewise.records.tensors import Array
-
 BINS: Final = 8192
 """Most bins of a histogram. More than half of them cover the values, so an 8-bit step spans at least 16 bins."""
 

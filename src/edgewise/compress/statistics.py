@@ -177,4 +177,5 @@ def _channel_sums(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.
     rows = values.reshape(outer, values.shape[axis], inner)
     # Along the contiguous axis in float32: numpy adds pairwise there, the error stays at a few unit roundoffs.
     partial = rows.sum(axis=2) if inner > 1 else rows[:, :, 0]
-    return partial.sum(axis=0, dtype=np.float64)
+    sums: npt.NDArray[np.float64] = partial.sum(axis=0, dtype=np.float64)
+    return sums

@@ -47,8 +47,7 @@ def parameters(low: float, high: float, dtype: npt.DTypeLike) -> tuple[float, in
     if low == high:
         return 1.0, 0
     scale = float(np.float32((high - low) / (limits.max - limits.min)))
-    if scale < SMALLEST_SCALE:
-        scale = SMALLEST_SCALE
+    scale = max(scale, SMALLEST_SCALE)
     zero_point = limits.min - round(low / scale)
     return scale, int(np.clip(zero_point, limits.min, limits.max))
 
@@ -77,7 +76,8 @@ def quantize_array(
     with np.errstate(over="ignore"):
         rounded = np.rint(np.asarray(values, np.float32) / scales)
     # float64 holds every int32 and the sum of two of them exactly; float32 would not.
-    return np.clip(rounded + zeros, limits.min, limits.max).astype(dtype)
+    integers: Array = np.clip(rounded + zeros, limits.min, limits.max).astype(dtype)
+    return integers
 
 
 def dequantize_array(
@@ -98,7 +98,8 @@ def dequantize_array(
     """
     scales = _along(np.asarray(scale, np.float32), integers.ndim, axis)
     zeros = _along(np.asarray(zero_point, np.int64), integers.ndim, axis)
-    return (integers.astype(np.int64) - zeros).astype(np.float32) * scales
+    real: npt.NDArray[np.float32] = (integers.astype(np.int64) - zeros).astype(np.float32) * scales
+    return real
 
 
 def symmetric_scales(weight: Array, *, axis: int | None, bits: int = 8) -> npt.NDArray[np.float32]:

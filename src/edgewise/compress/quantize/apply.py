@@ -98,59 +98,48 @@ class _Writer:
         value = self._value(weight.name)
         key = (weight.name, weight.axis, weight.scales)
         if key not in self.shared:
-            self.shared[key] = self._dequantized_weight(weight, self._constant(value))
-        scales = self.shared[key].producer()
-        assert scales is not None, "`_dequantized_weight` makes a node"
-        self._move_before(scales, node)
+            # Weights that several nodes read are stored once; the first reader in the plan is the first in the graph.
+            self.shared[key] = self._dequantized_weight(weight, node)
         self.replaced.append(value)
         node.replace_input_with(weight.slot, self.shared[key])
         if weight.bias_slot is not None:
-            self._quantize_bias(node, weight, self._constant(value))
+            self._quantize_bias(node, weight, weight.bias_slot)
 
-    def _dequantized_weight(self, weight: QuantizedWeight, values: Array) -> ir.Value:
+    def _dequantized_weight(self, weight: QuantizedWeight, reader: ir.Node) -> ir.Value:
+        values = self._constant(self._value(weight.name))
         scales = np.array(weight.scales if weight.axis is not None else weight.scales[0], np.float32)
         largest = 2 ** (weight.bits - 1) - 1
         integers = affine.quantize_array(values, scales, 0, np.int8, axis=weight.axis)
-        return self._dequantize(weight.name, np.clip(integers, -largest, largest), scales, weight.axis)
+        return self._dequantize(weight.name, np.clip(integers, -largest, largest), scales, weight.axis, before=reader)
 
-    def _quantize_bias(self, node: ir.Node, weight: QuantizedWeight, values: Array) -> None:
-        slot = weight.bias_slot
-        assert slot is not None, "the caller checked"
+    def _quantize_bias(self, node: ir.Node, weight: QuantizedWeight, slot: int) -> None:
         old = node.inputs[slot] if len(node.inputs) > slot else None
         bias = np.zeros((), np.float64) if old is None else self._constant(old).reshape(-1).astype(np.float64)
         if weight.bias_shift:
             bias = bias + np.array(weight.bias_shift)
         # The product in float32, as runtimes compute it.
         scales = np.array(weight.scales, np.float32) * self.scales[weight.activation]
-        groups = len(bias) // len(scales) if weight.axis is not None else 1
-        scales = np.tile(scales, groups) if weight.axis is not None else scales[0]
+        scales = scales if weight.axis is not None else scales[0]
         limits = np.iinfo(np.int32)
         integers = np.clip(np.rint(bias / scales.astype(np.float64)), limits.min, limits.max).astype(np.int32)
         axis = 0 if weight.axis is not None else None
         name = f"{node.outputs[0].name}_bias" if old is None or not old.name else old.name
-        value = self._dequantize(name, integers, np.asarray(scales), axis)
-        producer = value.producer()
-        assert producer is not None, "`_dequantize` makes a node"
-        self._move_before(producer, node)
+        value = self._dequantize(name, integers, np.asarray(scales), axis, before=node)
         if old is not None:
             self.replaced.append(old)
         if len(node.inputs) <= slot:
             node.resize_inputs(slot + 1)
         node.replace_input_with(slot, value)
 
-    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int | None) -> ir.Value:
-        """Return the value of a new DequantizeLinear that is in no graph yet."""
+    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int | None, *, before: ir.Node) -> ir.Value:
+        """Store `integers` and return their real numbers, which a new node computes just before `before`."""
         stored = self._initializer(f"{name}_quantized", integers)
         scale = self._initializer(f"{name}_scale", scales)
         zero = self._initializer(f"{name}_zero_point", np.zeros(scales.shape, integers.dtype))
         node = ir.node("DequantizeLinear", [stored, scale, zero], None if axis is None else {"axis": axis})
         self._describe(node, f"{name}_dequantized", ir.DataType.FLOAT, ir.Shape(integers.shape))
+        self.graph.insert_before(before, node)
         return node.outputs[0]
-
-    def _move_before(self, node: ir.Node, reader: ir.Node) -> None:
-        """Put a new `node` before its first reader; one that is in the graph already has an earlier reader."""
-        if node.graph is None:
-            self.graph.insert_before(reader, node)
 
     def _initializer(self, name: str, values: Array) -> ir.Value:
         name = self._unique(name)
@@ -187,8 +176,8 @@ class _Writer:
             producer = value.producer()
             if producer is not None and producer.graph is not None:
                 self.graph.remove(producer, safe=True)
-            elif value.is_initializer():
-                self.graph.initializers.pop(value.name, None)
+            elif value.name is not None and value.name in self.graph.initializers:
+                del self.graph.initializers[value.name]
 
     def _value(self, name: str) -> ir.Value:
         if name not in self.values:

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from edgewise.errors import ContractError
 from edgewise.records.tensors import Array
 
 WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -46,6 +47,17 @@ def constant(value: ir.Value | None) -> Array | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """Return an operand that the ONNX standard requires.
+
+    Raises:
+        ContractError: If it is not there: such a model does not pass the checker and must not come this far.
+    """
+    if value is None or not value.name:
+        raise ContractError("Every required operand has to be there and to have a name.")
+    return value
 
 
 def attribute(node: ir.Node, name: str, default: float) -> float:
@@ -104,35 +116,43 @@ def _matmul(node: ir.Node) -> Weighted | str:
     left, right = constant(node.inputs[0]), constant(node.inputs[1])
     if left is not None and right is None:
         return "its constant is the left operand, where kernels take no scale for each channel"
+    if right is None:
+        # Measured on two transformers in two runtimes; both operands would have to be quantized first.
+        return "both of its operands are activations, where 8 bits cost accuracy and win no time"
     # A stack of matrices has one scale: `QLinearMatMul` has no axis for the columns of a stack.
-    axis = 1 if right is not None and right.ndim == 2 else None
-    return Weighted(activation=0, weight=1, axis=axis, bias=None, input_axis=-1)
+    return Weighted(activation=0, weight=1, axis=1 if right.ndim == 2 else None, bias=None, input_axis=-1)
 
 
 def _checked(node: ir.Node, operands: Weighted) -> Weighted | str:
     """Return `operands`, or why their values cannot be 8-bit."""
-    name = node.inputs[operands.weight]
-    assert name is not None, "the ONNX checker holds for every model that comes here"
-    weight = constant(name)
+    value = required(node.inputs[operands.weight])
+    weight = constant(value)
     if weight is None:
-        return f"its weights `{name.name}` are not constant"
+        return f"its weights `{value.name}` are not constant"
     if constant(node.inputs[operands.activation]) is not None:
         return "all of its operands are constant: folding removes it"
+    return _why_not_weight(weight, value.name or "") or _why_not_bias(node, operands, weight) or operands
+
+
+def _why_not_weight(weight: Array, name: str) -> str | None:
+    """Return why `weight` cannot be 8-bit."""
     if weight.dtype != np.float32:
         return f"its weights are {weight.dtype}, and only float32 can be quantized"
     if weight.ndim < 2:
         return "its weights are a vector, for which there is no 8-bit kernel"
+    if weight.size == 0:
+        return "its weights are empty"
     if not np.isfinite(weight).all():
-        return f"its weights `{name.name}` hold NaN or infinities"
-    return _checked_bias(node, operands, weight)
+        return f"its weights `{name}` hold NaN or infinities"
+    return None
 
 
-def _checked_bias(node: ir.Node, operands: Weighted, weight: Array) -> Weighted | str:
-    if operands.bias is None or len(node.inputs) <= operands.bias or node.inputs[operands.bias] is None:
-        return operands
-    value = node.inputs[operands.bias]
+def _why_not_bias(node: ir.Node, operands: Weighted, weight: Array) -> str | None:
+    """Return why the bias of `node`, if it has one, cannot be int32."""
+    value = bias_of(node, operands)
+    if value is None:
+        return None
     bias = constant(value)
-    assert value is not None
     if bias is None:
         return f"its bias `{value.name}` is not constant"
     if not np.isfinite(bias).all():
@@ -142,7 +162,14 @@ def _checked_bias(node: ir.Node, operands: Weighted, weight: Array) -> Weighted 
         return (
             f"its bias `{value.name}` has the shape {list(bias.shape)}, not one number for each of {channels} channels"
         )
-    return operands
+    return None
+
+
+def bias_of(node: ir.Node, operands: Weighted) -> ir.Value | None:
+    """Return the bias of `node`, or None where it has none."""
+    if operands.bias is None or len(node.inputs) <= operands.bias:
+        return None
+    return node.inputs[operands.bias]
 
 
 def output_channels(node: ir.Node, operands: Weighted, weight: Array) -> int:
@@ -150,3 +177,20 @@ def output_channels(node: ir.Node, operands: Weighted, weight: Array) -> int:
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1] * attribute(node, "group", 1))
     return int(weight.shape[-1 if operands.axis is None else operands.axis])
+
+
+def why_not_follower(node: ir.Node) -> str | None:
+    """Return why `node`, which has no weights, cannot work on integers whatever its neighbours are."""
+    match node.op_type:
+        case "MaxPool":
+            if len(node.outputs) > 1 and node.outputs[1].name:
+                return "its second output, the indices, has no 8-bit form"
+        case "Pad":
+            value = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(1)
+            if value is None or np.any(value != 0):
+                return "it pads with a value other than zero, which need not be within the range of its input"
+        case "Resize":
+            found = node.attributes.get("mode")
+            if found is not None and found.as_string() == "cubic":
+                return "cubic interpolation leaves the range of its input"
+    return None

@@ -55,8 +55,10 @@ def place(model: ir.Model, target: Target) -> Placement:
 
     Nodes with weights are 8-bit wherever they can be. Other operators follow: one is 8-bit where its inputs are
     integers anyway and an 8-bit operator reads what it makes. So residual sums of convolutional networks become 8-bit;
-    the inputs of Softmax and LayerNormalization, attention masks and the residual stream of transformers, whose outliers
-    8 bits cannot hold, stay float.
+    the inputs of Softmax and LayerNormalization, attention masks and the residual stream of transformers, whose
+    outliers 8 bits cannot hold, stay float.
+
+    Operators that only move data are not listed among the declines: they cost the same either way.
     """
     return _Placer(model, target).place()
 
@@ -103,7 +105,7 @@ class _Placer:
             reason = self._why_not_follower(node)
             if reason is None:
                 self.chosen[node] = None
-            elif reason:
+            elif reason and node.op_type not in self.target.same_range_operators:
                 self.reasons[node] = reason
 
     def _consider_weighted(self, node: ir.Node) -> None:
@@ -128,9 +130,7 @@ class _Placer:
             return ""
         if any(operators.constant(value) is not None for value in values):
             return "one of its operands is constant"
-        if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].name:
-            return "its second output, the indices, has no 8-bit form"
-        return None
+        return operators.why_not_follower(node)
 
     def _drop_lonely(self) -> None:
         """Take back followers until each has 8-bit neighbours on both sides."""
@@ -141,13 +141,13 @@ class _Placer:
                 reason = self._why_lonely(node)
                 if reason is not None:
                     del self.chosen[node]
-                    self.reasons[node] = reason
+                    if node.op_type not in self.target.same_range_operators:
+                        self.reasons[node] = reason
                     changed = True
 
     def _why_lonely(self, node: ir.Node) -> str | None:
         for slot in self._slots(node):
-            value = node.inputs[slot]
-            assert value is not None, "`_why_not_follower` saw a float32 here"
+            value = operators.required(node.inputs[slot])
             if not (self._made(value) or any(reader in self.operands for reader, _ in self._integer_edges(value))):
                 return f"its input `{value.name}` is not made by an 8-bit operator"
         if not any(self._is_read(final(output)) for output in node.outputs):
@@ -172,33 +172,17 @@ class _Placer:
         """Whether an 8-bit operator makes `value`, fused activations included."""
         return origin(value).producer() in self.chosen
 
-    def _float_edge(self, node: ir.Node) -> int | None:
-        """Return the input of the residual sum `node` that the convolution making it keeps in its accumulator."""
-        if node.op_type != "Add" or not self.target.fuses_residual_add:
-            return None
-        candidates = []
-        for slot in (0, 1):
-            value = node.inputs[slot]
-            producer = value.producer() if value is not None else None
-            if value is None or producer is None or producer not in self.operands or not _is_private(value):
-                continue
-            if producer.op_type == "Conv":
-                candidates.append((self.position[producer], slot))
-        # The later of two: the other sum is ready when it runs.
-        return max(candidates)[1] if candidates else None
-
     def _sites(self) -> Iterator[Site]:
         for value in [*self.graph.inputs, *(value for node in self.graph for value in node.outputs)]:
-            edges = [(node, slot) for node, slot in self._integer_edges(value) if self._float_edge(node) != slot]
-            producer = origin(value).producer()
-            must = False
-            if producer in self.chosen and final(origin(value)) is value:
-                must = producer is not None and producer.op_type not in self.target.float_output_operators
-                # A sum's operand that stays in the accumulator has a single reader and needs no integers.
-                must = must and not any(self._float_edge(node) == slot for node, slot in value.uses())
-            if must:
+            before = origin(value)
+            producer = before.producer()
+            if (
+                producer in self.chosen
+                and producer.op_type not in self.target.float_output_operators
+                and final(before) is value
+            ):
                 yield Site(value, None)
-            elif edges:
+            elif edges := list(self._integer_edges(value)):
                 yield Site(value, tuple(sorted(edges, key=lambda edge: (self.position[edge[0]], edge[1]))))
 
     def _shared(self, sites: set[ir.Value]) -> tuple[tuple[frozenset[str], frozenset[str]], ...]:

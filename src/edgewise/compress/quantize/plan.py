@@ -195,17 +195,16 @@ def _weight(
 ) -> QuantizedWeight:
     activation = _name(node.inputs[operands.activation])
     weight = operators.constant(node.inputs[operands.weight])
-    assert weight is not None, "`place` chose constant weights only"
+    if weight is None:
+        raise ContractError(f"The weights of `{label(node)}` have to be constant: `place` chose them.")
     chosen = affine.least_squares_scales(weight, axis=operands.axis, bits=bits)
-    bias_slot, bias = operands.bias, None
-    if bias_slot is not None:
-        bias = operators.constant(node.inputs[bias_slot]) if len(node.inputs) > bias_slot else None
+    bias = operators.constant(operators.bias_of(node, operands))
     if bias is not None:
         chosen = _wide_enough(chosen, bias, scales[activation])
+    means = statistics.tensors[activation].channel_means
     shift = None
-    if bias_slot is not None:
-        means = statistics.tensors[activation].channel_means
-        shift = None if means is None else weight_error_shift(node, operands, weight, chosen, means, bits=bits)
+    if operands.bias is not None and means is not None:
+        shift = weight_error_shift(node, operands, weight, chosen, means, bits=bits)
     return QuantizedWeight(
         node=_name(node.outputs[0]),
         slot=operands.weight,
@@ -214,7 +213,7 @@ def _weight(
         bits=bits,
         scales=tuple(float(scale) for scale in np.atleast_1d(chosen)),
         activation=activation,
-        bias_slot=bias_slot if bias is not None or shift is not None else None,
+        bias_slot=operands.bias if bias is not None or shift is not None else None,
         bias_shift=() if shift is None else tuple(float(value) for value in shift),
     )
 
@@ -229,7 +228,4 @@ def _wide_enough(scales: Array, bias: Array, activation_scale: float) -> Array:
 
 
 def _name(value: ir.Value | None) -> str:
-    """Return the name of a value that has to be there."""
-    if value is None or not value.name:
-        raise ContractError("Every value that is quantized has to have a name.")
-    return value.name
+    return operators.required(value).name or ""

@@ -150,7 +150,8 @@ def _thresholds(edges: npt.NDArray[np.float64], extreme: float) -> npt.NDArray[n
     inner = edges[np.abs(edges) < abs(extreme)]
     ordered = np.append(inner[np.argsort(np.abs(inner))], extreme)
     picked = np.unique(np.linspace(0, len(ordered) - 1, _CANDIDATES).round().astype(int))
-    return ordered[picked]
+    thresholds: npt.NDArray[np.float64] = ordered[picked]
+    return thresholds
 
 
 def _excess(counts: npt.NDArray[np.float64], centres: npt.NDArray[np.float64], edge: float, side: float) -> float:
