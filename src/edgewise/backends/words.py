@@ -10,6 +10,7 @@ _LONGEST = 300
 
 _NOISE = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"^.*CALLBACK HAS THROWN:\s*", re.DOTALL),  # before it: the inner graph that OpenVINO was rewriting
     re.compile(r"^Exception from \S+:\s*", re.MULTILINE),
     re.compile(r"^Check '.*?' failed at \S+:\s*", re.MULTILINE),
     re.compile(r"\S*/(?:onnxruntime|src)/\S+:\d+\s+[^\n]*?\)\s+(?=[A-Z])"),

@@ -113,6 +113,7 @@ class GraphBuilder:
         model = helper.make_model(
             self.graph(), opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgewise.testing"
         )
+        model = shape_inference.infer_shapes(model, data_prop=True)  # first: outputs may come without a shape
         onnx.checker.check_model(model)
         return ir.from_proto(shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
 

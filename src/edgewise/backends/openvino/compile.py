@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import tempfile
+from operator import contains
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def compile_model(model: ir.Model, options: RunOptions, *, precisions: tuple[str
     _check(options, precisions)
     inputs, outputs = input_ports(model), output_ports(model)
     converted = _converted(model)
-    _order_is_kept(converted, [port.name for port in inputs], [port.name for port in outputs])
+    _check_names(converted, {port.name for port in inputs}, [port.name for port in outputs])
     artifact = Artifact.of(
         _ir_files(converted, _user_names(model)), backend="openvino", options=options, inputs=inputs, outputs=outputs
     )
@@ -131,13 +132,18 @@ def _user_names(model: ir.Model) -> frozenset[str]:
     return frozenset(name for name in names if name)
 
 
-def _order_is_kept(converted: Any, inputs: list[str], outputs: list[str]) -> None:
-    """Check that tensors are where sessions, which address them by position, look for them."""
-    for kind, ports, names in (("input", converted.inputs, inputs), ("output", converted.outputs, outputs)):
-        received = [set(port.get_names()) for port in ports]
-        if len(received) != len(names) or any(name not in got for name, got in zip(names, received, strict=True)):
-            found = ValueError(f"the {kind}s {names} became {[sorted(got) for got in received]}")
-            raise refused(session.SAYS, "converting the model", found)
+def _check_names(converted: Any, inputs: set[str], outputs: list[str]) -> None:
+    """Check that tensors are where sessions look for them: inputs by name, outputs by position.
+
+    Raises:
+        BackendError: If OpenVINO renamed, reordered or added one. It may drop inputs that nothing reads.
+    """
+    strange = [sorted(port.get_names()) for port in converted.inputs if not inputs.intersection(port.get_names())]
+    received = [port.get_names() for port in converted.outputs]
+    kept = len(received) == len(outputs) and all(map(contains, received, outputs))
+    if strange or not kept:
+        found = ValueError(f"inputs {strange} are not the model's, or outputs {outputs} became {received}")
+        raise refused(session.SAYS, "converting the model", found)
 
 
 def _refusal(model: ir.Model) -> str | None:

@@ -3,6 +3,8 @@
 Every property that changes numbers or threads is set by name, because OpenVINO otherwise chooses by processor: it
 takes bfloat16 where that exists, and rounds the activations of some MatMuls to 8 bits.
 
+OpenVINO computes float64 in float32 and int64 in int32, whatever is asked for.
+
 OpenVINO's Python package posts usage data and writes into the home folder on import unless `CI` is set. The package
 `openvino_telemetry` does that, and openvino works without it: it is made unimportable before openvino is imported.
 """
@@ -111,6 +113,7 @@ class OpenVinoSession:
         self._request = self._compiled.create_infer_request()
         self._tensor, self._bfloat16 = runtime().Tensor, runtime().Type.bf16
         self._of_bits = tuple(port.dtype == "bfloat16" for port in spec.inputs)
+        self._slots = _slots(self._compiled, spec.inputs)
         self._readers = [(port.name, _view_type(port)) for port in spec.outputs]
 
     @property
@@ -128,8 +131,8 @@ class OpenVinoSession:
         arrays = self._check.ordered(feeds)
         request, wrap = self._request, self._wrap
         try:
-            for index, array in enumerate(arrays):
-                request.set_input_tensor(index, wrap(index, array))
+            for index, slot in self._slots:
+                request.set_input_tensor(slot, wrap(index, arrays[index]))
             request.infer()
             outputs = {}
             for index, (name, dtype) in enumerate(self._readers):
@@ -213,6 +216,12 @@ def profile(artifact: Artifact, feeds: Feeds, repeats: int) -> tuple[LayerCost, 
         )
         for name, (kind, values) in times.items()
     )
+
+
+def _slots(compiled: Any, ports: tuple[Port, ...]) -> tuple[tuple[int, int], ...]:
+    """Return the position among our ports and among OpenVINO's of each input; it drops inputs that nothing reads."""
+    found = {name: slot for slot, port in enumerate(compiled.inputs) for name in port.get_names()}
+    return tuple((index, found[port.name]) for index, port in enumerate(ports) if port.name in found)
 
 
 def _user_names(model: Any) -> frozenset[str]:

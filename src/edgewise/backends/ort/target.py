@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from edgewise.analysis.target import Target
 from edgewise.backends.processor import exact_product_bits, features, is_x86
 
-QUANTIZED: frozenset[str] = frozenset({"Conv", "Gemm", "MatMul", "Add", "Mul"})
+MOVES: Final = frozenset(
+    {
+        "MaxPool",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Gather",
+        "Resize",
+        "Pad",
+        "Split",
+        "Identity",
+    }
+)
+"""Operators that move or select values: ONNX Runtime drops the Q/DQ pairs around them when both have one range."""
+
+GIVES_FLOAT: Final = frozenset({"Gemm", "MatMul"})
+"""Operators whose 8-bit kernel can write float32 (QGemm, MatMulIntegerToFloat); without a Q/DQ pair behind it any
+other one runs in float."""
+
+QUANTIZED: Final = GIVES_FLOAT | MOVES | {"Conv", "Add", "AveragePool", "GlobalAveragePool", "Concat"}
 
 
 def describe() -> Target:
@@ -16,7 +40,8 @@ def describe() -> Target:
         activation_type="uint8" if x86 else "int8",
         exact_product_bits=exact_product_bits(features(), x86=x86),
         quantized_operators=QUANTIZED,
-        same_range_operators=frozenset(),
+        same_range_operators=MOVES,
         float_types=("float32",),
         width_steps=16 if x86 else 8,
+        float_output_operators=GIVES_FLOAT,
     )

@@ -11,13 +11,17 @@ from edgewise.backends.feeds import FeedCheck, numpy_type
 from edgewise.backends.protocol import Artifact
 from edgewise.backends.registry import missing
 from edgewise.backends.words import refused
-from edgewise.records.tensors import Feeds, Outputs, Port
+from edgewise.records.tensors import Array, Feeds, Outputs, Port
 
 SAYS: Final = "The ONNX reference evaluator"
 MODEL_FILE: Final = "model.onnx"
 
 _FIRST_DEQUANTIZE = 19
 """The evaluator has no DequantizeLinear of an earlier operator set (onnx 1.23, `reference/ops/_op_list.py`)."""
+
+_FIRST_BATCH_NORM = 14
+"""Earlier ones run in training mode whenever the model has a momentum, which is the default (same version,
+`reference/ops/op_batch_normalization.py`). With one output, the specification says inference."""
 
 
 def runtime() -> ModuleType:
@@ -93,14 +97,30 @@ def evaluator(model: bytes) -> Any:
 
         proto = onnx.load_from_string(model)
         opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
-        extra = [_early_dequantize()] if opset is not None and opset < _FIRST_DEQUANTIZE else None
-        return reference.ReferenceEvaluator(proto, new_ops=extra)
+        return reference.ReferenceEvaluator(proto, new_ops=_corrections(opset))
     except Exception as error:
         raise refused(SAYS, "opening the model", error) from error
 
 
-def _early_dequantize() -> type:
-    """Return DequantizeLinear of operator sets 10 and 13: that of 19 with float32 results alone."""
-    from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19  # noqa: PLC0415 - as above
+def _corrections(opset: int | None) -> list[type] | None:
+    """Return implementations that replace the evaluator's own for models of operator set `opset`."""
+    from onnx.reference.op_run import OpRun  # noqa: PLC0415 - as above
+    from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_23  # noqa: PLC0415 - as above
 
-    return type("DequantizeLinear", (DequantizeLinear_19,), {"op_domain": ""})
+    if opset is None:
+        return None
+    made: list[type] = []
+    if opset < _FIRST_DEQUANTIZE:
+        # A later one does what 10 and 13 did; the attributes that it adds keep their defaults.
+        made.append(type("DequantizeLinear", (DequantizeLinear_23,), {"op_domain": ""}))
+    if opset < _FIRST_BATCH_NORM:
+        made.append(type("BatchNormalization", (OpRun,), {"op_domain": "", "_run": _normalize}))
+    return made or None
+
+
+def _normalize(  # the evaluator passes attributes by keyword, inputs in order
+    _: object, x: Array, *parameters: Array, epsilon: float = 1e-5, **__: object
+) -> tuple[Array]:
+    """Return `((x - mean) / sqrt(variance + epsilon)) * scale + bias` over axis 1 of `x`."""
+    scale, bias, mean, variance = (array.reshape(-1, *[1] * (x.ndim - 2)) for array in parameters)
+    return (np.asarray(scale * (x - mean) / np.sqrt(variance + epsilon) + bias, dtype=x.dtype),)
