@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -80,7 +81,7 @@ def accuracy(value: float, metric: str = "top1", n: int = 1250) -> Accuracy:
     )
 
 
-def certificate(*, drop: float, upper: float, max_drop: float = 0.01, **changes: object) -> Certificate:
+def certificate(*, drop: float, upper: float, max_drop: float = 0.01, **changes: Any) -> Certificate:
     made = Certificate(
         claim="drop",
         metric="top1",
@@ -121,7 +122,9 @@ def layers(count: int, *, timed: bool = True, weight: int = 9216) -> tuple[Layer
     )
 
 
-def rung(of: Candidate, median_us: float, speed: float, size: int, proof: Certificate | None, layer_count: int = 74) -> Rung:
+def rung(
+    of: Candidate, median_us: float, speed: float, size: int, proof: Certificate | None, layer_count: int = 74
+) -> Rung:
     return Rung(
         candidate=of,
         certificate=proof,
@@ -136,11 +139,11 @@ def rung(of: Candidate, median_us: float, speed: float, size: int, proof: Certif
     )
 
 
-def outcome(of: Candidate, fate: str, reason: str, **measured: object) -> Outcome:
+def outcome(of: Candidate, fate: str, reason: str, **measured: Any) -> Outcome:
     return msgspec.structs.replace(Outcome(candidate=of, fate=fate, reason=reason), **measured)
 
 
-def _measured(median_us: float, top1: float, size: int) -> dict[str, object]:
+def _measured(median_us: float, top1: float, size: int) -> dict[str, Any]:
     return {
         "latency": latency(median_us, seed=3),
         "speedup": ratio(4210 / median_us),
@@ -161,7 +164,9 @@ def _declines(count: int) -> tuple[Decline, ...]:
         for index in range(count)
     )
     return (
-        Decline(stage="openvino", node="", operator="", reason="the machine has no AMX: bf16 runs on AVX-512 BF16 only"),
+        Decline(
+            stage="openvino", node="", operator="", reason="the machine has no AMX: bf16 runs on AVX-512 BF16 only"
+        ),
         *many,
         Decline(stage="quantize", node="/Softmax", operator="Softmax", reason="its input has to stay in float"),
     )
@@ -179,12 +184,32 @@ def typical() -> Run:
     )
     outcomes = (
         outcome(UNTOUCHED, "rung", "the reference", **_measured(4210, 0.9440, 3_412_881)),
-        outcome(candidate("ort", Fuse()), "measured", "beaten by `ort int8-mse` in both", **_measured(3890, 0.9440, 3_398_002)),
-        outcome(candidate("ort", Fuse(), HalveWeights()), "measured", "as slow as float", **_measured(3935, 0.9440, 1_704_000)),
+        outcome(
+            candidate("ort", Fuse()),
+            "measured",
+            "beaten by `ort int8-mse` in both",
+            **_measured(3890, 0.9440, 3_398_002),
+        ),
+        outcome(
+            candidate("ort", Fuse(), HalveWeights()),
+            "measured",
+            "as slow as float",
+            **_measured(3935, 0.9440, 1_704_000),
+        ),
         outcome(candidate("openvino", Fuse()), "measured", "beaten in both", **_measured(3460, 0.9440, 3_440_118)),
-        outcome(candidate("openvino", Fuse(), precision="bf16"), "measured", "beaten in both", **_measured(2320, 0.9432, 3_440_118)),
+        outcome(
+            candidate("openvino", Fuse(), precision="bf16"),
+            "measured",
+            "beaten in both",
+            **_measured(2320, 0.9432, 3_440_118),
+        ),
         outcome(int8("ort", "min-max"), "measured", "beaten by `ort int8-mse`", **_measured(1721, 0.9392, 941_203)),
-        outcome(int8("ort", "entropy"), "rejected", "drop of 2.9 points on the select split", **_measured(1716, 0.9152, 941_203)),
+        outcome(
+            int8("ort", "entropy"),
+            "rejected",
+            "drop of 2.9 points on the select split",
+            **_measured(1716, 0.9152, 941_203),
+        ),
         outcome(safe, "rung", "on the front", **_measured(1704, 0.9424, 941_203), declines=_declines(3)[-1:]),
         outcome(quick, "chosen", "the fastest that was certified", **_measured(1519, 0.9416, 968_410)),
         outcome(risky, "rung", "faster, but its bound was not shown", **_measured(1302, 0.9368, 968_410)),
@@ -222,9 +247,15 @@ def typical() -> Run:
         ),
         machine=MACHINE,
         changes=(
-            *(Change(stage="fold_batch_norm", node=f"/layer{i}/Conv", what=f"folded `bn{i}` into the weights") for i in range(55)),
+            *(
+                Change(stage="fold_batch_norm", node=f"/layer{i}/Conv", what=f"folded `bn{i}` into the weights")
+                for i in range(55)
+            ),
             Change(stage="remove_identities", node="/Identity", what="removed"),
-            *(Change(stage="fuse_bias", node=f"/Gemm_{i}", what="took the following Add as its bias") for i in range(3)),
+            *(
+                Change(stage="fuse_bias", node=f"/Gemm_{i}", what="took the following Add as its bias")
+                for i in range(3)
+            ),
         ),
         declines=_declines(14),
         outcomes=outcomes,
@@ -243,7 +274,12 @@ def nothing_helped() -> Run:
     ladder = (msgspec.structs.replace(run.ladder[0], layers=layers(6, timed=False)),)
     outcomes = (
         run.outcomes[0],
-        outcome(candidate("ort", Fuse()), "rejected", "no faster: 0.99× (0.97× to 1.02×)", **_measured(4250, 0.9440, 3_400_000)),
+        outcome(
+            candidate("ort", Fuse()),
+            "rejected",
+            "no faster: 0.99 times (0.97 to 1.02)",
+            **_measured(4250, 0.9440, 3_400_000),
+        ),
         outcome(int8("ort"), "rejected", "the backend has no 8-bit kernel for `LSTM`"),
     )
     return msgspec.structs.replace(
@@ -260,8 +296,16 @@ def nothing_helped() -> Run:
 
 def without_labels() -> Run:
     run = typical()
-    flips = {"claim": "flip-rate", "metric": "agreement", "original": 1.0, "worse": None, "better": None}
-    good = certificate(drop=0.0041, upper=0.0077, optimized=0.9959, reused=2, exact=False, isa="0123456789abcdef", **flips)
+    flips: dict[str, Any] = {
+        "claim": "flip-rate",
+        "metric": "agreement",
+        "original": 1.0,
+        "worse": None,
+        "better": None,
+    }
+    good = certificate(
+        drop=0.0041, upper=0.0077, optimized=0.9959, reused=2, exact=False, isa="0123456789abcdef", **flips
+    )
     ladder = (run.ladder[0], msgspec.structs.replace(run.ladder[2], certificate=good), run.ladder[3])
     ladder = (*ladder[:2], msgspec.structs.replace(ladder[2], certificate=None, certified=False))
     outcomes = tuple(
@@ -269,7 +313,12 @@ def without_labels() -> Run:
     )
     data = msgspec.structs.replace(run.data, labelled=False, metric="agreement")
     return msgspec.structs.replace(
-        run, data=data, ladder=ladder, chosen=1, outcomes=outcomes, verdict="2.77 times faster; at most 0.77 % of answers change."
+        run,
+        data=data,
+        ladder=ladder,
+        chosen=1,
+        outcomes=outcomes,
+        verdict="2.77 times faster; at most 0.77 % of answers change.",
     )
 
 
@@ -282,24 +331,42 @@ def hostile() -> Run:
     names = (HOSTILE, "層" * 90, "\u202egnp.exe", "nul\x00 esc\x1b[31m", "a/" * 200, "ünïcødé ∂ 🙂", "")
 
     def named(costs: Sequence[LayerCost]) -> tuple[LayerCost, ...]:
-        return tuple(msgspec.structs.replace(x, node=names[i % len(names)], operator=HOSTILE) for i, x in enumerate(costs))
+        return tuple(
+            msgspec.structs.replace(x, node=names[i % len(names)], operator=HOSTILE) for i, x in enumerate(costs)
+        )
 
     ladder = tuple(
         msgspec.structs.replace(
             x,
             layers=named(x.layers),
-            candidate=x.candidate if x.candidate.is_untouched else msgspec.structs.replace(x.candidate, backend=HOSTILE),
+            candidate=x.candidate
+            if x.candidate.is_untouched
+            else msgspec.structs.replace(x.candidate, backend=HOSTILE),
             energy=Energy(joules=0.0042, source=HOSTILE),
         )
         for x in run.ladder
     )
     declines = tuple(
-        Decline(stage=HOSTILE[:20], node=f"{names[i % 7]}{i}", operator=HOSTILE, reason=f"`{names[i % 7]}{i}` is <b>bold</b>")
+        Decline(
+            stage=HOSTILE[:20],
+            node=f"{names[i % 7]}{i}",
+            operator=HOSTILE,
+            reason=f"`{names[i % 7]}{i}` is <b>bold</b>",
+        )
         for i in range(700)
     )
-    relative = {"relative": True, "metric": "my_module:Łoss<i>", "original": 12.3456, "optimized": 12.5, "worse": None, "better": None}
+    relative = {
+        "relative": True,
+        "metric": "my_module:Łoss<i>",
+        "original": 12.3456,
+        "optimized": 12.5,
+        "worse": None,
+        "better": None,
+    }
     ladder = tuple(
-        x if x.certificate is None else msgspec.structs.replace(x, certificate=msgspec.structs.replace(x.certificate, **relative))
+        x
+        if x.certificate is None
+        else msgspec.structs.replace(x, certificate=msgspec.structs.replace(x.certificate, **relative))
         for x in ladder
     )
     return msgspec.structs.replace(
@@ -315,7 +382,11 @@ def hostile() -> Run:
                 x,
                 reason=HOSTILE,
                 fate=x.fate if i else "of an unknown kind",
-                accuracy=None if x.accuracy is None else msgspec.structs.replace(x.accuracy, value=12.0 + i, low=11.0, high=14.0 + i, higher_is_better=False),
+                accuracy=None
+                if x.accuracy is None
+                else msgspec.structs.replace(
+                    x.accuracy, value=12.0 + i, low=11.0, high=14.0 + i, higher_is_better=False
+                ),
             )
             for i, x in enumerate(run.outcomes)
         ),

@@ -35,7 +35,9 @@ FLAGS = (
 LIGHT, DARK = "light", "dark"
 
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver (chromium-driver) are missing"),
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="chromium and chromedriver (chromium-driver) are missing"
+    ),
 ]
 
 

@@ -1,1 +1,1 @@
-"""Draws a finished run: one HTML file that opens offline, and a few lines of text. It reads records and nothing else."""
+"""Draws a finished run from its record alone: one HTML file that opens offline, and a few lines of text."""

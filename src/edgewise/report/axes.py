@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgewise.report.quantities import MINUS
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -95,8 +97,8 @@ def tick_labels(values: Sequence[float], factor: float = 1.0) -> list[str]:
     scaled = [value * factor for value in values]
     largest = max((abs(value) for value in scaled), default=0.0)
     if largest >= 1e6 or 0 < largest < 1e-4:
-        return [f"{value:g}".replace("-", "−") for value in scaled]
+        return [f"{value:g}".replace("-", MINUS) for value in scaled]
     for decimals in range(8):
         if all(abs(round(value, decimals) - value) <= 1e-9 * largest for value in scaled):
             break
-    return [f"{value:,.{decimals}f}".replace("-", "−") for value in scaled]
+    return [f"{value:,.{decimals}f}".replace("-", MINUS) for value in scaled]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Final
@@ -21,6 +21,9 @@ _LOG_FROM: Final = 4.0
 """Ratio of the ends of an axis of times from which on it is logarithmic (empirical: readability)."""
 _GLYPH_WIDTH: Final = 6.6
 """Pixels that a character of a chart's 12-pixel text takes at most, on average over a name (empirical)."""
+_TINY: Final = 1e-150
+_ROW_GLYPH_WIDTH: Final = 8.0
+"""The same for the 13-pixel text of rows, whose numbers are bold (empirical)."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +133,15 @@ def distribution(curves: Sequence[Curve], axis: Axis, frame: Frame) -> str:
     The axis ends a little beyond the largest 99 % quantile where the slowest runs lie far beyond it: one
     interruption by the operating system would otherwise take up most of the picture.
     """
-    drawable = [curve for curve in curves if len(curve.quantiles) > 1 and all(_positive(curve.quantiles))]
+    drawable = [curve for curve in curves if len(curve.quantiles) > 1 and min(curve.quantiles) > 0]
+    drawable = [curve for curve in drawable if _plain(*curve.quantiles)]
     low = min((curve.quantiles[0] for curve in drawable), default=1.0)
     high = max((curve.quantiles[-1] for curve in drawable), default=10.0)
     tail = max((_quantile(curve.quantiles, 0.99) for curve in drawable), default=10.0)
     x, x_ticks = _time_scale([low, min(high, 1.25 * tail)], frame)
     y = Scale(0.0, 1.0, frame.height - frame.bottom, frame.top)
-    parts = [_grid(x, x_ticks, y, [0.0, 0.25, 0.5, 0.75, 1.0], axis, Axis("share of runs, %", 100.0), frame)]
+    axes = (axis, Axis("share of runs, %", 100.0))
+    parts = [_grid(x, x_ticks, y, [0.0, 0.25, 0.5, 0.75, 1.0], axes=axes, frame=frame)]
     for curve in drawable:
         last = len(curve.quantiles) - 1
         path = _cut([(value, index / last) for index, value in enumerate(curve.quantiles)], x.high)
@@ -151,14 +156,14 @@ def distribution(curves: Sequence[Curve], axis: Axis, frame: Frame) -> str:
 def scatter(points: Sequence[Point], x_axis: Axis, y_axis: Axis, frame: Frame) -> str:
     """Return a plot of `points` with whiskers, and the Pareto front as a staircase through those on it.
 
-    Marks whose position is not finite, or not above 0 on the axis of times, are left out.
+    Marks whose position is not a usable number, or not above 0 on the axis of times, are left out.
     """
-    drawable = [point for point in points if math.isfinite(point.y) and point.x > 0 and math.isfinite(point.x)]
+    drawable = [_with_plain_whiskers(point) for point in points if point.x > 0 and _plain(point.x, point.y)]
     x, x_ticks = _time_scale([value for point in drawable for value in (point.x, *(point.x_range or ()))], frame)
     low, high = padded([value for point in drawable for value in (point.y, *(point.y_range or ()))])
     bottom, top = frame.height - frame.bottom, frame.top
     y = Scale(low, high, top, bottom) if y_axis.down else Scale(low, high, bottom, top)
-    parts = [_grid(x, x_ticks, y, ticks(low, high, 5), x_axis, y_axis, frame)]
+    parts = [_grid(x, x_ticks, y, ticks(low, high, 5), axes=(x_axis, y_axis), frame=frame)]
     front = sorted((x.at(point.x), y.at(point.y)) for point in drawable if point.front)
     if len(front) > 1:
         parts.append(_polyline(staircase(front), "front"))
@@ -178,6 +183,15 @@ def scatter(points: Sequence[Point], x_axis: Axis, y_axis: Axis, frame: Frame) -
     return _svg(parts, frame.width, frame.height)
 
 
+def _with_plain_whiskers(point: Point) -> Point:
+    x_range, y_range = point.x_range, point.y_range
+    return replace(
+        point,
+        x_range=x_range if x_range is not None and _plain(*x_range) and min(x_range) > 0 else None,
+        y_range=y_range if y_range is not None and _plain(*y_range) else None,
+    )
+
+
 def staircase(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the corners of the steps through `front`, positions sorted by x: level first, then up or down.
 
@@ -191,26 +205,29 @@ def staircase(front: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 def intervals(rows: Sequence[Row], axis: Axis, lines: Sequence[tuple[float, str]], frame: Frame) -> str:
     """Return one line with whiskers for every row, and vertical `lines` (value, label) to compare them with."""
-    low, high = padded([value for row in rows for value in (row.low, row.high)] + [value for value, _ in lines], 0.05)
+    rows = [row for row in rows if _plain(row.low, row.value, row.high)]
+    values = [value for row in rows for value in (row.low, row.value, row.high)]
+    low, high = padded(values + [value for value, _ in lines], 0.05)
     x = Scale(low, high, 12, frame.width - 12)
-    return _rows(rows, x, axis, lines, frame, from_value=None)
+    return _rows(rows, x, axis=axis, lines=lines, frame=frame, from_value=None)
 
 
 def bars(rows: Sequence[Row], axis: Axis, lines: Sequence[tuple[float, str]], frame: Frame) -> str:
     """Return one bar from 0 with a whisker for every row, and vertical `lines` (value, label)."""
-    finite = [value for row in rows for value in (row.value, row.high) if math.isfinite(value) and value > 0]
-    high = max([*finite, *(value for value, _ in lines if value > 0)], default=1.0)
+    rows = [row for row in rows if _plain(row.low, row.value, row.high)]
+    positive = [value for row in rows for value in (row.value, row.high) if value > 0]
+    high = max([*positive, *(value for value, _ in lines if value > 0)], default=1.0)
     x = Scale(0.0, high * 1.05, 12, frame.width - 12)
-    return _rows(rows, x, axis, lines, frame, from_value=0.0)
+    return _rows(rows, x, axis=axis, lines=lines, frame=frame, from_value=0.0)
 
 
 def _rows(
     rows: Sequence[Row],
     x: Scale,
+    *,
     axis: Axis,
     lines: Sequence[tuple[float, str]],
     frame: Frame,
-    *,
     from_value: float | None,
 ) -> str:
     step, head, foot = 52.0, 26.0, 46.0
@@ -225,11 +242,9 @@ def _rows(
         parts.append(_line(x.at(value), head - 6, x.at(value), bottom, "reference"))
         parts.append(_text(_held(x.at(value), text, frame.width), head - 11, text, "reference-label", "middle"))
     for index, row in enumerate(rows):
-        if not all(map(math.isfinite, (row.low, row.value, row.high))):
-            continue
         top = head + step * index
         at = (x.at(row.value), top + 36)
-        room = int((frame.width - 36) / _GLYPH_WIDTH - len(row.text))
+        room = int((frame.width - 24) / _ROW_GLYPH_WIDTH) - len(row.text) - 2
         shapes = [
             _text(12, top + 19, shortened(row.label, room), "row-label", "start"),
             _text(frame.width - 12, top + 19, row.text, "row-text", "end"),
@@ -247,7 +262,7 @@ def _rows(
 
 def stack(parts: Sequence[Part], width: float = 960, height: float = 22) -> str:
     """Return one bar, divided in proportion to `parts`; those that are not above 0 have no room in it."""
-    drawable = [part for part in parts if math.isfinite(part.amount) and part.amount > 0]
+    drawable = [part for part in parts if part.amount > 0 and _plain(part.amount)]
     whole = sum(part.amount for part in drawable)
     pieces, start = [], 0.0
     for part in drawable:
@@ -262,7 +277,9 @@ def meter(fraction: float) -> str:
     """Return a small bar for a table's cell, filled to `fraction` (held to 0 to 1)."""
     held = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
     shapes = [_rect(0, 0, 100, 6, "trough"), _rect(0, 0, 100 * held, 6, "fill")]
-    return f'<svg class="meter" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}</svg>'
+    return (
+        f'<svg class="meter" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">{"".join(shapes)}</svg>'
+    )
 
 
 def swatch(kind: str, *, line: bool) -> str:
@@ -281,7 +298,7 @@ def shortened(text: str, room: int) -> str:
 
 
 def _time_scale(values: Iterable[float], frame: Frame) -> tuple[Scale, list[float]]:
-    usable = [value for value in values if math.isfinite(value) and value > 0]
+    usable = list(values)
     log = bool(usable) and max(usable) / min(usable) >= _LOG_FROM
     low, high = padded_log(usable) if log or not usable else padded(usable)
     scale = Scale(low, high, frame.left, frame.width - frame.right, log or not usable)
@@ -289,8 +306,15 @@ def _time_scale(values: Iterable[float], frame: Frame) -> tuple[Scale, list[floa
 
 
 def _grid(
-    x: Scale, x_ticks: Sequence[float], y: Scale, y_ticks: Sequence[float], x_axis: Axis, y_axis: Axis, frame: Frame
+    x: Scale,
+    x_ticks: Sequence[float],
+    y: Scale,
+    y_ticks: Sequence[float],
+    *,
+    axes: tuple[Axis, Axis],
+    frame: Frame,
 ) -> str:
+    x_axis, y_axis = axes
     bottom, right = frame.height - frame.bottom, frame.width - frame.right
     parts = []
     for tick, text in zip(y_ticks, tick_labels(y_ticks, y_axis.factor), strict=True):
@@ -320,8 +344,9 @@ def _quantile(quantiles: Sequence[float], level: float) -> float:
     return quantiles[round(level * (len(quantiles) - 1))]
 
 
-def _positive(values: Iterable[float]) -> Iterable[bool]:
-    return (value > 0 and math.isfinite(value) for value in values)
+def _plain(*values: float) -> bool:
+    """Return whether all `values` are 0 or of a magnitude whose sums and ratios neither overflow nor vanish."""
+    return all(value == 0 or _TINY <= abs(value) <= 1 / _TINY for value in values)
 
 
 def _beside(at: tuple[float, float], label: str, frame: Frame) -> str:
@@ -359,7 +384,9 @@ def _shape(kind: str, x: float, y: float) -> str:
 
 def _mark(tip: str, kind: str, shapes: Sequence[str], target: tuple[float, float] | None) -> str:
     hit = _circle(*target, 13, kind="hit") if target else ""
-    return f'<g class="mark {escape(kind)}" tabindex="0" role="img"><title>{escape(tip)}</title>{"".join(shapes)}{hit}</g>'
+    return (
+        f'<g class="mark {escape(kind)}" tabindex="0" role="img"><title>{escape(tip)}</title>{"".join(shapes)}{hit}</g>'
+    )
 
 
 def _svg(parts: Iterable[str], width: float, height: float, *, stretch: bool = False) -> str:

@@ -69,9 +69,11 @@ class RungLine:
     median: str
     p99: str
     speed: str
+    speed_range: str
     speed_interval: str
     size: str
     bound: str
+    bound_note: str
 
 
 def outcome_of(run: Run, rung: Rung) -> Outcome | None:
@@ -97,7 +99,7 @@ def tiles(run: Run, terms: Terms) -> tuple[Tile, ...]:
 def _speed_tile(run: Run) -> Tile:
     before, after = run.ladder[0], run.ladder[run.chosen]
     if run.chosen == 0:
-        return Tile("1×", "the speed", ("The untouched model is the answer.",), "plain")
+        return Tile(f"1{q.TIMES}", "the speed", ("The untouched model is the answer.",), "plain")
     value, word = faster(after.speedup)
     return Tile(
         value=value,
@@ -230,7 +232,8 @@ def _energy_line(old: Energy, new: Energy) -> Line:
 def _accuracy_lines(run: Run, terms: Terms) -> list[Line]:
     outcomes = [outcome_of(run, run.ladder[0]), outcome_of(run, run.ladder[run.chosen])]
     scores = [outcome.accuracy if outcome is not None else None for outcome in outcomes]
-    found = [Line(f"{run.data.metric} (select)", _conditions(scores), *(_score(x, terms) for x in scores), None)]
+    first, second = (_score(score, terms) for score in scores)
+    found = [Line(f"{run.data.metric} (select)", _conditions(scores), first, second, None)]
     certificate = run.ladder[run.chosen].certificate
     if certificate is None:
         return found
@@ -267,12 +270,13 @@ def ladder(run: Run, terms: Terms) -> tuple[RungLine, ...]:
 def _rung_line(index: int, rung: Rung, run: Run, terms: Terms) -> RungLine:
     certificate = rung.certificate
     if index == 0:
-        status, text, bound = "original", "Original", "nothing lost"
+        status, text, bound, note = "original", "Original", "0", "the model as it came"
     elif certificate is None:
-        status, text, bound = "untested", "Not tested", "not known"
+        status, text, bound, note = "untested", "Not tested", "not known", ""
     else:
         status, text = ("passed", "Certified") if certificate.passed else ("failed", "Not certified")
-        bound = f"≤ {terms.loss(certificate.upper, 'up')} ({q.confidence(certificate.confidence)})"
+        bound = f"≤ {terms.loss(certificate.upper, 'up').removesuffix(' of answers')}"
+        note = f"{q.confidence(certificate.confidence)} confidence"
     value, word = faster(rung.speedup)
     return RungLine(
         name=rung.candidate.name,
@@ -283,9 +287,11 @@ def _rung_line(index: int, rung: Rung, run: Run, terms: Terms) -> RungLine:
         median=q.duration(rung.latency.median_us),
         p99=q.duration(rung.latency.p99_us),
         speed="reference" if index == 0 else f"{value} {word}",
+        speed_range="" if index == 0 else f"{q.ratio(rung.speedup.low)} to {q.ratio(rung.speedup.high)}",
         speed_interval="" if index == 0 else interval(rung.speedup),
         size=q.size(rung.size_bytes),
         bound=bound,
+        bound_note=note,
     )
 
 
@@ -303,5 +309,5 @@ def ladder_charts(run: Run) -> tuple[str, str]:
             tip = f"{rung.candidate.name}\nwhat the others are compared with\n{median}"
         rows.append(Row(rung.candidate.name, ratio.low, ratio.value, ratio.high, kind, text, tip))
     axis = Axis("times the speed of the original")
-    lines = [(1.0, "1×")]
+    lines = [(1.0, f"1{q.TIMES}")]
     return bars(rows, axis, lines, WIDE), bars(rows, axis, lines, NARROW)

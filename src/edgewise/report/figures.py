@@ -61,9 +61,7 @@ def latency_figure(run: Run) -> Figure:
     largest = max(rung.latency.p99_us for _, rung in usable)
     axis = _time_axis("time of one inference", largest)
     slowest = max(rung.latency.max_us for _, rung in usable)
-    caption = [
-        "A curve further to the left is faster; a steep one is steady. Marks: half, 90 % and 99 % of the runs were done."
-    ]
+    caption = ["A curve further to the left is faster; a steep one is steady. Marks: half, 90 % and 99 % of the runs."]
     if slowest > 1.25 * largest:
         caption.append(f"The slowest single run took {q.duration(slowest)}; the axis ends before it.")
     return Figure(
@@ -122,7 +120,9 @@ def _fate_legend(points: Sequence[Point]) -> tuple[Key, ...]:
     counts = Counter(point.kind for point in points)
     names = {"chosen": "chosen", "original": "original", "rung": "on the ladder", "measured": "measured"}
     names["rejected"] = "rejected"
-    return tuple(Key(swatch(kind, line=False), text, q.count(counts[kind])) for kind, text in names.items() if counts[kind])
+    return tuple(
+        Key(swatch(kind, line=False), text, q.count(counts[kind])) for kind, text in names.items() if counts[kind]
+    )
 
 
 def _pareto_caption(run: Run, drawn: Sequence[Outcome], *, by_loss: bool) -> tuple[str, ...]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from edgewise.records.certificate import Certificate
 from edgewise.records.run import Run, Rung
 from edgewise.report import quantities as q
 from edgewise.report.charts import NARROW, WIDE, Axis, Row, intervals
 from edgewise.report.words import Terms
+
+
+_NO_LABELS: Final = (
+    "There are no labels, so what is bounded is how often the answer differs from the original's. The share of right "
+    "answers cannot fall by more than that."
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _chart(run: Run, terms: Terms) -> tuple[list[Row], Axis, list[tuple[float, s
                 value=certificate.drop,
                 high=certificate.upper,
                 kind="passed" if certificate.passed else "failed",
-                text=f"≤ {bound}",
+                text=f"≤ {bound.removesuffix(' of answers')}",
                 tip=f"{rung.candidate.name}\nobserved {terms.loss(certificate.drop)}\n"
                 f"at most {bound} with {level} confidence\n"
                 f"at least {terms.loss(certificate.lower, 'down')} with {level} confidence",
@@ -135,7 +142,9 @@ def claim(certificate: Certificate, terms: Terms) -> str:
     if certificate.passed:
         return f"With {level} confidence, {proven}."
     asked = terms.loss(certificate.max_drop)
-    return f"The bound asked for ({asked}) was not shown. What the samples do support: with {level} confidence, {proven}."
+    return (
+        f"The bound asked for ({asked}) was not shown. What the samples do support: with {level} confidence, {proven}."
+    )
 
 
 def _sentences(certificate: Certificate, terms: Terms) -> list[str]:
@@ -145,8 +154,8 @@ def _sentences(certificate: Certificate, terms: Terms) -> list[str]:
     if terms.flips:
         share = observed.removesuffix(" of answers")
         said = [
-            f"Asked for: at most {asked} may change. There are no labels, so what is bounded is how often the answer "
-            "differs from the original's; accuracy cannot fall by more than that.",
+            f"Asked for: at most {asked} may change.",
+            _NO_LABELS,
             f"Seen: on {n}, {share} of the answers changed.",
         ]
     else:

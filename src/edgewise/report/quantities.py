@@ -10,16 +10,17 @@ import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from typing import Final
 
-NONE: Final = "–"
+NONE: Final = "\N{EN DASH}"
 """Stands where a table has no number; the reason is said beside it or below the table."""
-_MINUS: Final = "−"
+MINUS: Final = "\N{MINUS SIGN}"
+TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _NOT_FINITE: Final = "not a finite number"
 _PREFIXES: Final = ("", "k", "M", "G", "T", "P")
 
 
 def count(number: int) -> str:
     """Return `number` with thousands set apart: `12,345`."""
-    return f"{number:,}".replace("-", _MINUS)
+    return f"{number:,}".replace("-", MINUS)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -34,13 +35,13 @@ def significant(value: float, digits: int = 3) -> str:
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -4 or magnitude >= 7:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
     decimals = max(0, digits - 1 - magnitude)
     text = f"{value:,.{decimals}f}"
     # Rounding can carry into a further digit: 9.996 with three digits is 10.0, not 10.00.
     if decimals and len(text.lstrip("-0.").replace(".", "").replace(",", "")) > digits:
         text = f"{value:,.{decimals - 1}f}"
-    return text.replace("-", _MINUS)
+    return text.replace("-", MINUS)
 
 
 def duration(microseconds: float) -> str:
@@ -93,10 +94,10 @@ def energy(joules: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Return how many times: `2.41×`, `12.4×`, `0.87×`."""
+    """Return how many times, with a multiplication sign: 2.41, 12.4 or 0.87 times."""
     if not math.isfinite(value):
         return _NOT_FINITE
-    return f"{value:.2f}×" if abs(value) < 9.995 else f"{significant(value)}×"
+    return f"{value:.2f}{TIMES}" if abs(value) < 9.995 else f"{significant(value)}{TIMES}"
 
 
 def share(value: float) -> str:
@@ -121,7 +122,7 @@ def drop(value: float, *, unit: str, rounding: str = "nearest") -> str:
         return _NOT_FINITE
     mode = {"nearest": ROUND_HALF_EVEN, "up": ROUND_CEILING, "down": ROUND_FLOOR}[rounding]
     number = _hundredths(value, mode)
-    if unit == "points" and number in {"1", f"{_MINUS}1"}:
+    if unit == "points" and number in {"1", f"{MINUS}1"}:
         unit = "point"
     return f"{number} {unit}"
 
@@ -140,7 +141,7 @@ def _trimmed(number: Decimal) -> str:
     text = f"{number:f}"
     if "." in text:
         text = text.rstrip("0").rstrip(".")
-    return "0" if text in {"-0", ""} else text.replace("-", _MINUS)
+    return "0" if text in {"-0", ""} else text.replace("-", MINUS)
 
 
 def plural(number: int, word: str) -> str:

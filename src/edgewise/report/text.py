@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from edgewise.records.run import Run, Rung
+from edgewise.records.run import Run
 from edgewise.report import quantities as q
 from edgewise.report.comparison import ladder
 from edgewise.report.words import Terms, cleaned
@@ -25,19 +25,15 @@ def summary(run: Run, *, files: Mapping[str, str] = _NO_FILES) -> str:
     terms = Terms.of(run)
     rows = [("", "candidate", "median", "p99", "speed", "size", terms.lost)]
     for line in ladder(run, terms):
-        speed = line.speed if not line.speed_interval else f"{line.speed} ({_interval(run, line.name)})"
-        bound = line.bound if line.status in {"original", "untested"} else f"{line.bound}, {line.status_text.lower()}"
+        speed = f"{line.speed} ({line.speed_range})" if line.speed_range else line.speed
+        tested = line.status in {"passed", "failed"}
+        bound = f"{line.bound}, {line.status_text.lower()} at {line.bound_note}" if tested else line.bound
         rows.append(("*" if line.chosen else "", line.name, line.median, line.p99, speed, line.size, bound))
     parts = [_one_line(run.verdict), "", *_table(rows), "", _footer(run)]
     if files:
         width = max(_width(label) for label in files)
         parts += ["", *(f"{_pad(label, width)}  {path}" for label, path in files.items())]
     return "\n".join(parts)
-
-
-def _interval(run: Run, name: str) -> str:
-    rung: Rung = next(rung for rung in run.ladder if rung.candidate.name == name)
-    return f"{q.ratio(rung.speedup.low)} to {q.ratio(rung.speedup.high)}"
 
 
 def _footer(run: Run) -> str:
@@ -50,7 +46,9 @@ def _footer(run: Run) -> str:
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     cleaned_rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(_width(row[column]) for row in cleaned_rows) for column in range(len(cleaned_rows[0]))]
-    return ["  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned_rows]
+    return [
+        "  ".join(_pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cleaned_rows
+    ]
 
 
 def _one_line(text: str) -> str:

@@ -110,6 +110,7 @@ class Page:
     declines_say: str
     candidates: tuple[CandidateLine, ...]
     metric: str
+    lost: str
     model_facts: Facts
     data_facts: Facts
     splits: SplitBar
@@ -166,6 +167,7 @@ def page(run: Run) -> Page:
         declines_say=_declines_say(declined),
         candidates=tuple(_candidate(outcome, terms) for outcome in run.outcomes),
         metric=run.data.metric,
+        lost=terms.lost,
         model_facts=_model_facts(run),
         data_facts=_data_facts(run),
         splits=_splits(run),
@@ -240,7 +242,7 @@ def _port(port: Port) -> str:
 def _model_facts(run: Run) -> Facts:
     model = run.model
     ranked = sorted(model.operators.items(), key=lambda entry: (-entry[1], entry[0]))
-    operators = ", ".join(f"{name} × {q.count(number)}" for name, number in ranked)
+    operators = ", ".join(f"{name} {q.TIMES} {q.count(number)}" for name, number in ranked)
     return (
         ("File", model.name),
         ("SHA-256", model.sha256),

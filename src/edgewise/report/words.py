@@ -75,7 +75,7 @@ def _step(step: Step) -> str:
 
 
 def faster(ratio: Ratio) -> tuple[str, str]:
-    """Return how the speed compares, as number and word: `("2.41×", "faster")`.
+    """Return how the speed compares, as number and word: 2.41 times, "faster".
 
     Where the interval holds 1, the measurement does not tell the two apart, and the word says so.
     """
@@ -87,17 +87,17 @@ def faster(ratio: Ratio) -> tuple[str, str]:
 
 
 def interval(ratio: Ratio) -> str:
-    """Return the interval of a ratio: `95 % interval 2.31× to 2.52×`."""
+    """Return the interval of a ratio: "95 % interval 2.31 to 2.52", with signs."""
     return f"{q.confidence(ratio.confidence)} interval {q.ratio(ratio.low)} to {q.ratio(ratio.high)}"
 
 
 def compared(before: float, after: float, better: str, worse: str) -> str:
-    """Return how `after` compares where less is better: `3.62× smaller`, `1.1× larger`, `equal`."""
+    """Return how `after` compares where less is better: 3.62 times `smaller`, 1.10 times `larger`, or `equal`."""
     if before <= 0 or after <= 0:
         return q.NONE
     value = before / after
     word, value = (better, value) if value >= 1 else (worse, 1 / value)
-    return "equal" if q.ratio(value) == "1.00×" else f"{q.ratio(value)} {word}"
+    return "equal" if q.ratio(value) == q.ratio(1.0) else f"{q.ratio(value)} {word}"
 
 
 @dataclass(frozen=True)
