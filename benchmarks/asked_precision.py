@@ -3,8 +3,8 @@
     python benchmarks/asked_precision.py [--json FILE]
 
 A product of float32 activations with float32 or 4-bit weights runs once as the runtime chooses and once as edgewise
-asks. The error is the largest difference from the same product in float64, as a share of the largest value. No model of the
-zoo is needed: `--zoo` is taken because every benchmark takes it.
+asks. The error is the largest difference from the same product in float64, as a share of the largest value. No model
+of the zoo is needed: `--zoo` is taken because every benchmark takes it.
 """
 
 from __future__ import annotations
