@@ -22,8 +22,6 @@ class Target:
         width_steps: Channel counts are fast at multiples of this number.
         float_output_operators: Operators of `quantized_operators` whose 8-bit kernel can also give float32. The output
             of any other gets a Q/DQ pair even where only float operators read it: without, its kernel would be float.
-        fuses_residual_add: Whether the `Add` of a convolution's output and an 8-bit tensor runs inside the
-            convolution, so that there is no Q/DQ pair between the two.
     """
 
     backend: str
@@ -34,4 +32,3 @@ class Target:
     float_types: tuple[str, ...]
     width_steps: int
     float_output_operators: frozenset[str] = frozenset()
-    fuses_residual_add: bool = False
