@@ -84,7 +84,7 @@ def test_a_new_folder_needs_a_place_among_the_layers(copy: Path, tmp_path: Path)
     assert "edgewise.utils" in result.stdout
 
 
-def test_the_reference_evaluator_has_one_folder() -> None:
+def test_the_reference_evaluator_stays_with_the_reference() -> None:
     # import-linter takes whole packages only, and `onnx` itself is imported in more places than its evaluator.
     users = {
         path.relative_to(ROOT / "src/edgewise").parent.as_posix()
@@ -93,7 +93,7 @@ def test_the_reference_evaluator_has_one_folder() -> None:
         if (isinstance(node, ast.ImportFrom) and str(node.module).startswith("onnx.reference"))
         or (isinstance(node, ast.Import) and any(alias.name.startswith("onnx.reference") for alias in node.names))
     }
-    assert users == {"backends/reference"}
+    assert users <= {"backends/reference", "testing"}
 
 
 def test_the_package_itself_imports_next_to_nothing() -> None:
