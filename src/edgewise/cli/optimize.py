@@ -91,9 +91,13 @@ def optimize(
     if json:
         typer.echo(indent(encode(result.run)).decode())
     else:
-        typer.echo(summary(result.run, result.folder))
+        typer.echo(summary(result.run, files=_files(result.folder)))
     if result.missed:
         raise RecipeError(result.missed, hint="The best result that was found is in the bundle; see the report.")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {"bundle": str(folder), "report": str(folder / "report.html")}
 
 
 def _threads(text: str) -> tuple[int, ...]:

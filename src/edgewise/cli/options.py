@@ -89,7 +89,7 @@ def data_request(
         select=select,
         certify=certify,
         label=label,
-        settings=settings,
+        settings=None if settings is None else str(settings),
         shapes=shapes(shape),
         state=pairs(state or (), "--state"),
         seed=seed,

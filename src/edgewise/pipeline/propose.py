@@ -35,8 +35,8 @@ def propose(precisions: Mapping[str, Sequence[str]], threads: Sequence[int]) -> 
     for backend, available in precisions.items():
         for steps in recipes:
             for precision in _known(available):
-                if not steps and precision != "fp32":
-                    continue  # the untouched model in another precision is the fused one, only slower
+                if precision != "fp32" and (not steps or HalveWeights() in steps):
+                    continue  # fusion is exact, so nothing is gained without it; and bf16 rounds more than fp16 weights
                 for count in threads:
                     options = RunOptions(threads=count, precision=precision)
                     found.append(Candidate(steps=steps, backend=backend, options=options))

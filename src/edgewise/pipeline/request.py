@@ -33,7 +33,7 @@ class DataRequest(Record, frozen=True, kw_only=True):
     select: str | None = None
     certify: str | None = None
     label: str | None = None
-    settings: Path | None = None
+    settings: str | None = None
     shapes: dict[str, tuple[int | None, ...]] = msgspec.field(default_factory=dict)
     state: dict[str, str] = msgspec.field(default_factory=dict)
     seed: int = 0

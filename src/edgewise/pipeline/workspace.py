@@ -24,7 +24,7 @@ from edgewise.records.store import Store
 if sys.platform != "win32":  # Windows has no fcntl; two runs at once are then not noticed
     import fcntl
 
-OURS = frozenset({"manifest.json", "models", "vectors.npz", "report.html", "run.sqlite", "work", "sources"})
+OURS = frozenset({"manifest.json", "models", "report.html", "run.sqlite", "work", "sources"})
 """What edgewise itself puts into the directory of a run."""
 
 

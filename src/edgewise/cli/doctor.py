@@ -1,0 +1,49 @@
+"""`edgewise doctor`: what this machine has."""
+
+from __future__ import annotations
+
+import typer
+
+from edgewise.cli import options
+from edgewise.cli.tables import table
+from edgewise.pipeline.doctor import Diagnosis, diagnose
+from edgewise.records.codec import encode, indent
+
+
+def doctor(*, json: options.Json = False) -> None:
+    """Show what this machine has, and which backends are ready or what brings them.
+
+    Example: edgewise doctor
+    """
+    diagnosis = diagnose()
+    typer.echo(indent(encode(diagnosis)).decode() if json else render(diagnosis))
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """Return the diagnosis as text."""
+    machine = diagnosis.machine
+    facts = [
+        ("processor", f"{machine.cpu} ({machine.architecture})"),
+        ("cores", str(machine.cores)),
+        ("instruction sets", " ".join(machine.isa) or "none that matter here"),
+        ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB"),
+        ("system", f"{machine.system}, Python {machine.python}"),
+        ("governor", machine.governor or "not readable"),
+        ("load", "not readable" if machine.load is None else f"{machine.load:.2f}"),
+        ("energy", diagnosis.energy),
+        ("GPUs", "; ".join(diagnosis.gpus) or "none found"),
+        ("certify sets", f"remembered in {diagnosis.ledger}"),
+    ]
+    backends = [
+        (
+            health.name,
+            health.state,
+            f"{health.says} {health.version}".strip(),
+            " ".join(health.precisions) or "-",
+            str(health.exact_product_bits or "-"),
+            health.cure,
+        )
+        for health in diagnosis.backends
+    ]
+    headings = ("backend", "state", "runtime", "precisions", "exact weight bits", "cure")
+    return f"{table((), facts)}\n\n{table(headings, backends)}"

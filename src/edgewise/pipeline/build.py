@@ -1,0 +1,232 @@
+"""Candidate -> graph -> artifact. A new step is one method and one line in `_apply`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from edgewise.analysis.target import Target
+from edgewise.backends import registry
+from edgewise.backends.protocol import Artifact, ArtifactSpec, Session
+from edgewise.compress.halve_weights import halve_weights
+from edgewise.compress.quantize.apply import apply as apply_quantization
+from edgewise.compress.quantize.plan import Plan, observed_tensors
+from edgewise.compress.quantize.plan import plan as plan_quantization
+from edgewise.compress.statistics import Statistics, collect, observe
+from edgewise.errors import BackendError, ContractError, EdgewiseError, ModelError, RecipeError
+from edgewise.passes.apply import optimize as fuse
+from edgewise.passes.protocol import Findings
+from edgewise.pipeline.inputs import LoadedModel, Split
+from edgewise.pipeline.progress import Progress
+from edgewise.pipeline.workspace import Workspace
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, RunOptions, Step
+from edgewise.records.codec import Record
+from edgewise.records.findings import Decline
+from edgewise.records.tensors import Feeds, Outputs
+from edgewise.samples.state import run_sequence, steps
+
+JUDGE: Final = RunOptions(graph_optimization="off")
+"""How ONNX Runtime runs a graph whose numbers are the reference: exactly as it is written."""
+
+PROBES: Final = 2
+"""Calibration samples on which every pass is checked against the model before it."""
+
+
+class Build(Record, frozen=True, kw_only=True):
+    """What became of a candidate when it was built.
+
+    Attributes:
+        spec: How to open its artifact, or None where it could not be built.
+        size_bytes: Bytes of the artifact.
+        declines: What a step or the backend could not do, node by node.
+        failure: Why there is no artifact; empty where there is one.
+    """
+
+    spec: ArtifactSpec | None
+    size_bytes: int
+    declines: tuple[Decline, ...]
+    failure: str
+
+
+@dataclass
+class Workshop:
+    """Builds candidates of one model; what several of them share is made once.
+
+    Attributes:
+        model: The user's model.
+        calibrate: Samples for statistics.
+        workspace: Where artifacts and finished records lie.
+        progress: Hears of the long parts.
+    """
+
+    model: LoadedModel
+    calibrate: Split
+    workspace: Workspace
+    progress: Progress
+
+    @cached_property
+    def fused(self) -> tuple[ir.Model, Findings]:
+        """The fused model, each pass checked on real inputs."""
+        self.progress.stage("Fusing")
+        feeds = [self.calibrate.dataset.feeds(int(index)) for index in self.calibrate.indices[:PROBES]]
+
+        def probe(model: ir.Model) -> Outputs:
+            session = _open_judge(model)
+            try:
+                results = [run_sequence(session.run, feed, self.calibrate.dataset.state) for feed in feeds]
+            finally:
+                session.close()
+            return {name: np.stack([result[name] for result in results]) for name in results[0]}
+
+        return fuse(self.model.fixed, probe=probe)
+
+    @cached_property
+    def _targets(self) -> dict[str, Target]:
+        return {name: registry.get(name).target() for name in registry.ready()}
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """What the calibration samples do to every tensor that any backend quantizes; one pass over them."""
+        model, _ = self.fused
+        names: dict[str, int | None] = {}
+        for target in self._targets.values():
+            names.update(observed_tensors(model, target))
+        session = _open_judge(observe(model, names), RunOptions())
+        self.progress.stage("Calibrating", len(self.calibrate))
+        try:
+            return collect(session.run, self._calibration_feeds(session), names)
+        finally:
+            session.close()
+
+    def _calibration_feeds(self, session: Session) -> Iterator[Feeds]:
+        """Give every step of every calibration sample, a recurrent model's own states fed back."""
+        for index in self.calibrate.indices:
+            dataset = self.calibrate.dataset
+            yield from steps(session.run, dataset.feeds(int(index)), dataset.state)
+            self.progress.step()
+
+    def findings(self) -> Findings:
+        """Return what the passes did and declined."""
+        try:
+            return self.fused[1]
+        except (ModelError, ContractError) as error:
+            return Findings(declines=[Decline(stage="fuse", node="", operator="", reason=error.message)])
+
+    def prepare(self, candidates: Sequence[Candidate]) -> None:
+        """Do what several candidates share: fuse once, and read the calibration samples once."""
+        if not any(self._is_missing(candidate) for candidate in candidates):
+            return
+        steps_asked = {type(step) for candidate in candidates for step in candidate.steps}
+        try:
+            if Fuse in steps_asked:
+                _ = self.fused
+            if Quantize in steps_asked:
+                _ = self.statistics
+        except (ModelError, ContractError, BackendError) as error:
+            # The candidates that need it will fail with the same words, one by one; the others are not concerned.
+            self.progress.note(error.message)
+
+    def _is_missing(self, candidate: Candidate) -> bool:
+        return self.workspace.store.get("build", candidate.name, Build) is None
+
+    def graph(self, candidate: Candidate) -> tuple[ir.Model, tuple[Decline, ...]]:
+        """Return the graph that a candidate asks for, and what its steps declined.
+
+        Raises:
+            EdgewiseError: If a step cannot be applied to this model.
+        """
+        model, declines = self.model.fixed, []
+        for step in candidate.steps:
+            model, declined = self._apply(step, model, candidate.backend)
+            declines.extend(declined)
+        return model, tuple(declines)
+
+    def _apply(self, step: Step, model: ir.Model, backend: str) -> tuple[ir.Model, list[Decline]]:
+        match step:
+            case Fuse():
+                return self.fused[0], []
+            case HalveWeights():
+                halved, findings = halve_weights(model)
+                if not findings.changes:
+                    raise RecipeError("No weight can be stored as float16.")
+                return halved, findings.declines
+            case Quantize():
+                plan = self._plan(step, model, backend)
+                if not plan.nodes:
+                    raise RecipeError("No node of this model can be quantized.")
+                return apply_quantization(model, plan), list(plan.declines)
+
+    def _plan(self, step: Quantize, model: ir.Model, backend: str) -> Plan:
+        target = self._targets[backend]
+        return self.workspace.store.recall(
+            "plan",
+            f"{backend} {step.scheme} {step.ranges}",
+            Plan,
+            lambda: plan_quantization(model, self.statistics, target, step),
+        )
+
+    def folder(self, candidate: Candidate) -> Path:
+        """Return where the artifact of a candidate lies."""
+        return self.workspace.work / candidate.name.replace(" ", "_")
+
+    def build(self, candidate: Candidate) -> Build:
+        """Build a candidate, or say why that cannot be done. Finished builds are not made again."""
+        stored = self.workspace.store.get("build", candidate.name, Build)
+        if stored is not None and (stored.spec is None or _is_complete(self.folder(candidate), stored.spec)):
+            return stored
+        made = self._build(candidate)
+        if made != stored:
+            self.workspace.store.put("build", candidate.name, made)
+        return made
+
+    def _build(self, candidate: Candidate) -> Build:
+        declines: tuple[Decline, ...] = ()
+        try:
+            backend = registry.get(candidate.backend)
+            model, declines = self.graph(candidate)
+            if lacking := backend.why_not(model):
+                return Build(spec=None, size_bytes=0, declines=lacking, failure=_lacks(lacking))
+            artifact = backend.compile(model, candidate.options)
+        except (BackendError, ModelError, RecipeError, ContractError) as error:
+            return Build(spec=None, size_bytes=0, declines=declines, failure=error.message)
+        self._write(candidate, artifact)
+        return Build(spec=artifact.spec, size_bytes=artifact.size_bytes, declines=declines, failure="")
+
+    def _write(self, candidate: Candidate, artifact: Artifact) -> None:
+        folder = self.folder(candidate)
+        shutil.rmtree(folder, ignore_errors=True)
+        artifact.write(folder)
+
+    def open(self, candidate: Candidate) -> Session:
+        """Open the artifact of a candidate that was built."""
+        build = self.build(candidate)
+        if build.spec is None:
+            raise ContractError(f"Only a candidate that was built can be opened, but `{candidate.name}` was not.")
+        return registry.get(candidate.backend).open(Artifact.read(self.folder(candidate), build.spec))
+
+
+def _open_judge(model: ir.Model, options: RunOptions = JUDGE) -> Session:
+    backend = registry.get("ort")
+    return backend.open(backend.compile(model, options))
+
+
+def _is_complete(folder: Path, spec: ArtifactSpec) -> bool:
+    try:
+        Artifact.read(folder, spec)
+    except EdgewiseError:
+        return False
+    return True
+
+
+def _lacks(declines: tuple[Decline, ...]) -> str:
+    first, others = declines[0], len(declines) - 1
+    where = f" at `{first.node}`" if first.node else ""
+    more = f", and {others} more" if others else ""
+    return f"{first.operator or 'the model'}{where}: {first.reason}{more}"

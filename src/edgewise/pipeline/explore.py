@@ -1,0 +1,244 @@
+"""Finds the candidates worth a certificate: built, timed, scored on the select split, and ordered by safety."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edgewise.backends import registry
+from edgewise.errors import BackendError, ContractError, DataError, ModelError
+from edgewise.measure.accuracy import Scores, constant_output, summarise
+from edgewise.measure.certificate import certify
+from edgewise.measure.metrics import PerSample
+from edgewise.pipeline.certify import CONFIDENCE
+from edgewise.pipeline.inputs import percent
+from edgewise.pipeline.job import Job
+from edgewise.pipeline.propose import propose
+from edgewise.pipeline.request import MAX_RUNGS
+from edgewise.pipeline.score import score
+from edgewise.pipeline.screen import Timing, build_all, time_all
+from edgewise.records.candidate import Candidate
+from edgewise.records.certificate import Certificate
+from edgewise.records.run import Outcome
+from edgewise.search.ladder import Point, pick
+
+FIRST_LOOK: Final = 64
+"""Select samples on which a candidate is rejected early, if it is already shown there to lose too much."""
+
+REJECT_AT: Final = 0.999
+"""Confidence of that rejection: with some twenty candidates, a good one is lost in 2 % of the runs at most."""
+
+SMALLER: Final = 0.9
+"""A candidate that is not faster may still win by its size, if it is below this share of the untouched model's."""
+
+SLOWER_FOR_SIZE: Final = 0.95
+"""How slow it may be then, as a ratio of speeds."""
+
+FINISH_S: Final = 15.0
+"""Kept back for the last timing, cold starts and writing. Empirical: 8 to 12 s for models of a few megabytes."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """What the search found.
+
+    Attributes:
+        ladder: Candidates to certify, safest first.
+        outcomes: What became of every candidate, in the order of the proposals.
+        notes: What the user should know, in full sentences.
+    """
+
+    ladder: tuple[Candidate, ...]
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...]
+
+
+def explore(job: Job) -> Exploration:
+    """Try every candidate, the cheap questions first; a candidate is rejected as soon as one is answered against it.
+
+    Raises:
+        ModelError: If the untouched model cannot be run, or gives the same answer for every sample.
+    """
+    precisions = {name: registry.get(name).precisions() for name in job.backends}
+    candidates = propose(precisions, job.request.effort.threads)
+    failures = build_all(job, candidates)
+    baseline = job.untouched[0]
+    if baseline in failures:
+        raise ModelError(
+            f"The untouched model has to run in ONNX Runtime, but: {failures[baseline]}.",
+            hint="`edgewise inspect` lists the operators that each backend lacks.",
+        )
+    original = _score_baseline(job, baseline)
+    built = [candidate for candidate in candidates if candidate not in failures]
+    timings = time_all(job, built, baseline)
+    book = _Book(job, original, timings)
+    for candidate, reason in failures.items():
+        book.reject(candidate, f"it could not be built: {reason}")
+    contenders = [candidate for candidate in built if not candidate.is_untouched and book.may_win(candidate)]
+    contenders.sort(key=book.median_us)
+    job.progress.stage("Scoring candidates", len(contenders) * len(job.data.select))
+    for candidate in contenders:
+        book.examine(candidate)
+    ladder = book.ladder()
+    return Exploration(ladder, book.outcomes(candidates), tuple(book.notes))
+
+
+def _score_baseline(job: Job, baseline: Candidate) -> Scores:
+    job.progress.stage("Scoring the untouched model", len(job.data.select))
+    scores = score(job, baseline, "select")
+    constant = constant_output(scores)
+    if constant is not None:
+        raise ModelError(constant, hint="Check the pre-processing and the export: this model is of no use as it is.")
+    return scores
+
+
+class _Book:
+    """Keeps account of what became of every candidate."""
+
+    def __init__(self, job: Job, original: Scores, timings: Mapping[Candidate, Timing]) -> None:
+        self.notes: list[str] = []
+        self._job = job
+        self._original = None if job.label_free else original
+        self._timings = timings
+        self._outcomes: dict[Candidate, Outcome] = {}
+        self._estimates: dict[Candidate, Certificate] = {}
+        self._late = False
+
+    def median_us(self, candidate: Candidate) -> float:
+        """Return the median latency of the first timing."""
+        latency = self._timings[candidate].latency
+        return float("inf") if latency is None else latency.median_us
+
+    def reject(self, candidate: Candidate, reason: str) -> None:
+        """Note that a candidate goes no further."""
+        self._outcomes[candidate] = self._outcome(candidate, "rejected", reason)
+
+    def may_win(self, candidate: Candidate) -> bool:
+        """Return whether a candidate can still become the default; if not, note why."""
+        reason = self._why_no_winner(candidate)
+        if reason:
+            self.reject(candidate, reason)
+        return not reason
+
+    def _why_no_winner(self, candidate: Candidate) -> str:
+        timing, goal = self._timings[candidate], self._job.request.goal
+        if timing.speedup is None or timing.latency is None:
+            return f"it could not be timed: {timing.failure}"
+        size = self._size(candidate)
+        if goal.max_size_bytes is not None and size > goal.max_size_bytes:
+            return f"it has {size / 1e6:.3g} MB, more than `--max-size`"
+        smaller = size < SMALLER * self._size(self._job.untouched[0])
+        if timing.speedup.high < 1 and not (smaller and timing.speedup.high > SLOWER_FOR_SIZE):
+            return f"it is slower than the untouched model ({timing.speedup.value:.2f}x)"
+        return ""
+
+    def examine(self, candidate: Candidate) -> None:
+        """Score a candidate on the select split, on its first samples at first."""
+        if not self._has_time(candidate):
+            self.reject(candidate, "the time budget ended before it was its turn")
+            return
+        try:
+            reason = self._first_look(candidate)
+            if reason:
+                self.reject(candidate, reason)
+                return
+            scores = score(self._job, candidate, "select")
+        except (BackendError, DataError) as error:
+            self.reject(candidate, f"it failed on the select split: {error.message}")
+            return
+        estimate = self._estimate(scores, self._original, CONFIDENCE)
+        self._estimates[candidate] = estimate
+        self._outcomes[candidate] = msgspec.structs.replace(
+            self._outcome(candidate, "measured", "it was timed and scored, but another one is safer or faster"),
+            accuracy=summarise(scores, self._job.metric),
+            drop=estimate.drop,
+        )
+
+    def _first_look(self, candidate: Candidate) -> str:
+        """Return why a candidate is rejected on its first samples, or nothing."""
+        metric, select = self._job.metric, self._job.data.select
+        if not isinstance(metric, PerSample) or len(select) < 3 * FIRST_LOOK:
+            return ""
+        scores = score(self._job, candidate, "select", first=FIRST_LOOK)
+        original = self._original and score(self._job, self._job.untouched[0], "select", first=FIRST_LOOK)
+        estimate = self._estimate(scores, original, REJECT_AT)
+        if estimate.lower <= self._job.request.goal.max_drop:
+            return ""
+        return f"on {FIRST_LOOK} select samples it already loses at least {percent(estimate.lower)}"
+
+    def _estimate(self, scores: Scores, original: Scores | None, confidence: float) -> Certificate:
+        """Bound the drop as the certificate will, on samples that serve the search."""
+        return certify(
+            original,
+            scores,
+            metric=self._job.metric,
+            max_drop=self._job.request.goal.max_drop,
+            confidence=confidence,
+        )
+
+    def _has_time(self, candidate: Candidate) -> bool:
+        """Return whether scoring a candidate leaves time to certify and to measure what was found."""
+        job = self._job
+        steps = 2 if job.label_free else 1
+        cost_s = len(job.data.select) * self._seconds(candidate) * steps
+        rungs = (1 + min(MAX_RUNGS, 1 + len(self._estimates))) * steps
+        reserve_s = len(job.data.certify) * self._seconds(job.untouched[0]) * rungs + FINISH_S
+        enough = job.deadline.left_s > cost_s + reserve_s
+        if not enough and not self._late:
+            self._late = True
+            self.notes.append("The time budget ended before every candidate was scored; a larger `--budget` tries all.")
+        return enough or not self._estimates
+
+    def _seconds(self, candidate: Candidate) -> float:
+        # Reading and preparing a sample takes about as long as a fast model does.
+        return 2e-6 * self.median_us(candidate) * self._job.steps_per_sample
+
+    def ladder(self) -> tuple[Candidate, ...]:
+        """Return the candidates to certify, safest first (the rule is in `search/ladder.py`)."""
+        candidates = list(self._estimates)
+        points = [self._point(candidate) for candidate in candidates]
+        return tuple(candidates[index] for index in pick(points, most=MAX_RUNGS))
+
+    def _point(self, candidate: Candidate) -> Point:
+        """Return what was learnt of a candidate: its cost relative to the untouched model, and its drop."""
+        estimate, speedup = self._estimates[candidate], self._timings[candidate].speedup
+        if speedup is None:
+            raise ContractError(f"`{candidate.name}` was scored, but never timed.")
+        # The certify split has another size: widths of bounds go with the root of the number of samples.
+        width = (estimate.upper - estimate.drop) * math.sqrt(estimate.n / len(self._job.data.certify))
+        return Point(
+            cost=1 / speedup.value,
+            cost_low=1 / speedup.high,
+            cost_high=1 / speedup.low,
+            drop=estimate.drop,
+            reach=self._job.request.goal.max_drop - width,
+        )
+
+    def outcomes(self, candidates: Sequence[Candidate]) -> tuple[Outcome, ...]:
+        """Return what became of every candidate, in the order given."""
+        for candidate in candidates:
+            if candidate not in self._outcomes:
+                self._outcomes[candidate] = self._outcome(
+                    candidate, "measured", "it is what the others are compared with"
+                )
+        return tuple(self._outcomes[candidate] for candidate in candidates)
+
+    def _outcome(self, candidate: Candidate, fate: str, reason: str) -> Outcome:
+        build = self._job.workshop.build(candidate)
+        timing = self._timings.get(candidate)
+        return Outcome(
+            candidate=candidate,
+            fate=fate,
+            reason=reason,
+            size_bytes=build.size_bytes or None,
+            latency=None if timing is None else timing.latency,
+            speedup=None if timing is None else timing.speedup,
+            declines=build.declines,
+        )
+
+    def _size(self, candidate: Candidate) -> int:
+        return self._job.workshop.build(candidate).size_bytes

@@ -1,0 +1,243 @@
+"""The last measurements, the choice of the default, and the words for both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edgewise.backends import registry
+from edgewise.backends.protocol import Artifact
+from edgewise.errors import EdgewiseError
+from edgewise.measure import gate
+from edgewise.measure.energy import energy
+from edgewise.measure.latency import empty_call_us, measure_group, ratio
+from edgewise.measure.memory import cold_start_and_memory
+from edgewise.pipeline.job import Job
+from edgewise.pipeline.screen import entry
+from edgewise.records.candidate import Candidate
+from edgewise.records.certificate import Certificate
+from edgewise.records.codec import Record
+from edgewise.records.measurements import ColdStart, Energy, Latency, LayerCost, PeakMemory
+from edgewise.records.run import Outcome, Rung
+
+FINAL_SHARE: Final = 0.25
+"""Share of the time left that goes into the last timing."""
+
+LONGEST_FINAL_S: Final = 45.0
+SHORTEST_FINAL_S: Final = 3.0
+PROFILE_REPEATS: Final = 20
+
+
+class FinalTimes(Record, frozen=True, kw_only=True):
+    """The last timing of the ladder, in one group: the untouched model first."""
+
+    names: tuple[str, ...]
+    latencies: tuple[Latency, ...]
+
+
+class Footprint(Record, frozen=True, kw_only=True):
+    """What a fresh process of one rung takes, and where its time goes."""
+
+    cold_start: ColdStart
+    memory: PeakMemory
+    energy: Energy
+    layers: tuple[LayerCost, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The default of the ladder.
+
+    Attributes:
+        ladder: The untouched model first, then the rungs, safest first.
+        chosen: Index of the default.
+        reasons: Why each rung was or was not taken, by candidate.
+    """
+
+    ladder: tuple[Rung, ...]
+    chosen: int
+    reasons: Mapping[Candidate, str]
+
+
+def measure_ladder(job: Job, rungs: Sequence[Candidate], certificates: Sequence[Certificate]) -> tuple[Rung, ...]:
+    """Measure the untouched model and the rungs that were tested, against each other.
+
+    Args:
+        job: The run.
+        rungs: Candidates, safest first.
+        certificates: What was proven of the first of them; later ones were never tested and are left out.
+    """
+    tested = [*job.untouched, *rungs[: len(certificates)]]
+    times = job.workspace.store.recall(
+        "final-times", " | ".join(c.name for c in tested), FinalTimes, lambda: _time(job, tested)
+    )
+    latencies = dict(zip(times.names, times.latencies, strict=True))
+    baseline = min((latencies[c.name] for c in job.untouched), key=lambda latency: latency.median_us)
+    reference = next(c for c in job.untouched if latencies[c.name] is baseline)
+    found = []
+    for candidate, certificate in zip(
+        [reference, *rungs], [None, *certificates], strict=False
+    ):  # rungs behind the first failure have no certificate
+        footprint = _footprint(job, candidate)
+        found.append(
+            Rung(
+                candidate=candidate,
+                certificate=certificate,
+                certified=certificate is None or certificate.passed,
+                latency=latencies[candidate.name],
+                speedup=ratio(baseline, latencies[candidate.name]),
+                cold_start=footprint.cold_start,
+                memory=footprint.memory,
+                energy=footprint.energy,
+                size_bytes=job.workshop.build(candidate).size_bytes,
+                layers=footprint.layers,
+            )
+        )
+    return tuple(found)
+
+
+def _time(job: Job, tested: Sequence[Candidate]) -> FinalTimes:
+    budget_s = min(LONGEST_FINAL_S, max(SHORTEST_FINAL_S, FINAL_SHARE * job.deadline.left_s))
+    job.progress.stage(f"Timing the ladder in turns ({budget_s:.0f} s)")
+    results = measure_group(
+        [entry(job, candidate) for candidate in tested],
+        job.timing_feeds(),
+        budget_s=budget_s,
+        seed=job.request.data.seed + 1,
+    )
+    latencies = []
+    for result in results:
+        if not isinstance(result, Latency):
+            raise result
+        latencies.append(result)
+    return FinalTimes(names=tuple(c.name for c in tested), latencies=tuple(latencies))
+
+
+def _footprint(job: Job, candidate: Candidate) -> Footprint:
+    store = job.workspace.store
+    return store.recall("footprint", candidate.name, Footprint, lambda: _measure_footprint(job, candidate))
+
+
+def _measure_footprint(job: Job, candidate: Candidate) -> Footprint:
+    job.progress.stage(f"Cold start, memory, energy and layers of {candidate.name}")
+    feeds = job.timing_feeds()
+    member = entry(job, candidate)
+    cold_start, memory = cold_start_and_memory(member, feeds)
+    return Footprint(
+        cold_start=cold_start,
+        memory=memory,
+        energy=energy(member, feeds),
+        layers=_layers(job, candidate),
+    )
+
+
+def _layers(job: Job, candidate: Candidate) -> tuple[LayerCost, ...]:
+    """Return the times of the layers, or nothing where the runtime gives none: a report without them is still one."""
+    member = entry(job, candidate)
+    backend = registry.get(candidate.backend)
+    try:
+        return backend.profile(Artifact.read(member.folder, member.spec), job.timing_feeds(1)[0], PROFILE_REPEATS)
+    except EdgewiseError as error:
+        job.progress.note(f"No times of single layers for `{candidate.name}`: {error.message}")
+        return ()
+
+
+def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
+    """Choose the default: the last rung that is certified and better than the untouched model.
+
+    Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). With `--accept-uncertified`
+    the rung that failed its test may be chosen, too.
+    """
+    reference = ladder[0]
+    reasons: dict[Candidate, str] = {reference.candidate: "it is the model as it came"}
+    chosen = 0
+    for index, rung in enumerate(ladder):
+        if index == 0:
+            continue
+        verdict = _gate(job, reference, rung)
+        reasons[rung.candidate] = verdict.reason
+        if not rung.certified and not job.request.goal.accept_uncertified:
+            reasons[rung.candidate] = "its certificate falls short of the bound that was asked for"
+        elif verdict.accepted and _improves(ladder[chosen], rung):
+            chosen = index
+    return Choice(tuple(ladder), chosen, reasons)
+
+
+def _gate(job: Job, reference: Rung, rung: Rung) -> gate.Verdict:
+    implausible = gate.why_implausible(
+        rung.speedup, reference.latency, rung.latency, empty_call_us=empty_call_us(), macs=job.model.facts.macs
+    )
+    verdict = gate.faster(rung.speedup, implausible=implausible)
+    if verdict.accepted or verdict.suspicious:
+        return verdict
+    smaller = gate.smaller(
+        rung.speedup,
+        size_bytes=rung.size_bytes,
+        reference_bytes=reference.size_bytes,
+        implausible=implausible,
+    )
+    return smaller if smaller.accepted else verdict
+
+
+def _improves(before: Rung, rung: Rung) -> bool:
+    """Return whether `rung` may take the place of a rung that was accepted before it: never a slower one."""
+    return rung.latency.median_us <= before.latency.median_us or rung.size_bytes < before.size_bytes
+
+
+def with_fates(outcomes: Sequence[Outcome], choice: Choice) -> tuple[Outcome, ...]:
+    """Return the outcomes with what became of the rungs in the end."""
+    rungs = {rung.candidate: index for index, rung in enumerate(choice.ladder)}
+    found = []
+    for outcome in outcomes:
+        index = rungs.get(outcome.candidate)
+        if index is None:
+            found.append(outcome)
+            continue
+        fate = "chosen" if index == choice.chosen else "rung"
+        found.append(msgspec.structs.replace(outcome, fate=fate, reason=choice.reasons[outcome.candidate]))
+    return tuple(found)
+
+
+def why_missed(job: Job, chosen: Rung) -> str:
+    """Return in a sentence which goal the default does not reach; empty where it reaches all."""
+    goal = job.request.goal
+    if goal.max_latency_us is not None and chosen.latency.median_us > goal.max_latency_us:
+        return (
+            f"The median latency has to stay below {goal.max_latency_us / 1e3:.3g} ms; the best model that was found "
+            f"takes {chosen.latency.median_us / 1e3:.3g} ms."
+        )
+    if goal.max_size_bytes is not None and chosen.size_bytes > goal.max_size_bytes:
+        return (
+            f"The model has to stay below {goal.max_size_bytes / 1e6:.3g} MB; the best one that was found has "
+            f"{chosen.size_bytes / 1e6:.3g} MB."
+        )
+    return ""
+
+
+def verdict(choice: Choice) -> str:
+    """Return the result of the run in one sentence."""
+    reference, chosen = choice.ladder[0], choice.ladder[choice.chosen]
+    if choice.chosen == 0:
+        return f"Nothing that was tried is better than the untouched model: {_why_nothing(choice)}."
+    speed = f"{chosen.speedup.value:.2f}x as fast ({chosen.speedup.low:.2f} to {chosen.speedup.high:.2f})"
+    size = f"{reference.size_bytes / chosen.size_bytes:.2f}x smaller"
+    return f"{speed} and {size}; {_proof(chosen.certificate)}."
+
+
+def _proof(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return "nothing was certified"
+    unit = "% of its value" if certificate.relative else "points"
+    what = "share of changed answers" if certificate.claim == "flip-rate" else f"loss of {certificate.metric}"
+    shown = f"the {what} is at most {100 * certificate.upper:.2f} {unit} at {certificate.confidence:.0%} confidence"
+    if certificate.passed:
+        return shown
+    return f"NOT certified: {shown}, more than the {100 * certificate.max_drop:.3g} asked for"
+
+
+def _why_nothing(choice: Choice) -> str:
+    tried = [reason for candidate, reason in choice.reasons.items() if not candidate.is_untouched]
+    return tried[-1] if tried else "no candidate came within the bound on the select split and was faster"

@@ -1,0 +1,241 @@
+"""The main job: model and samples in; bundle, certificate and report out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from edgewise import __version__
+from edgewise.backends import registry
+from edgewise.errors import RecipeError
+from edgewise.measure.machine import describe
+from edgewise.measure.metrics import Metric, default_metric, resolve
+from edgewise.pipeline import explore, finish
+from edgewise.pipeline.build import Workshop
+from edgewise.pipeline.certify import certify
+from edgewise.pipeline.deliver import deliver
+from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
+from edgewise.pipeline.job import Deadline, Job
+from edgewise.pipeline.progress import Progress, Quiet
+from edgewise.pipeline.request import Request, check
+from edgewise.pipeline.workspace import Workspace, open_workspace
+from edgewise.records.candidate import RunOptions
+from edgewise.records.codec import Record, encode
+from edgewise.records.findings import Decline
+from edgewise.records.machine import Machine
+from edgewise.records.run import RUN_SCHEMA, DataFacts, Outcome, Run
+from edgewise.samples.state import run_sequence
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the main job gives back.
+
+    Attributes:
+        run: Everything that was measured, decided and declined.
+        folder: The directory that holds the bundle, `report.html` and `run.sqlite`.
+        missed: Which goal the default does not reach, in a sentence; empty where it reaches all.
+    """
+
+    run: Run
+    folder: Path
+    missed: str
+
+
+class Beginning(Record, frozen=True, kw_only=True):
+    """Made once, when a run begins for the first time.
+
+    Attributes:
+        run_id: Identity of the run.
+        started: UTC, ISO 8601.
+    """
+
+    run_id: str
+    started: str
+
+
+class Ending(Record, frozen=True, kw_only=True):
+    """The last record of a run that has finished."""
+
+    run: Run
+    missed: str
+
+
+class Spent(Record, frozen=True, kw_only=True):
+    """Wall-clock seconds that one session of a run took."""
+
+    seconds: float
+
+
+def optimize(
+    request: Request,
+    progress: Progress | None = None,
+    *,
+    command: str = "edgewise.optimize(...)",
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
+    """Make a model as small and fast as this machine allows, within the loss that is allowed.
+
+    A run that was interrupted goes on where it stopped when the same request is made again: no finished measurement
+    is made twice. The untouched model is always a candidate, so the result is never worse than it.
+
+    Args:
+        request: What to optimize, on which samples, for which goal.
+        progress: Hears what is done.
+        command: What the report names as the command that reproduces the run.
+        clock: Gives seconds; tests hand in their own.
+
+    Raises:
+        UserError: If the request, the model or the samples cannot be used.
+    """
+    progress = progress or Quiet()
+    check(request)
+    deadline = Deadline.after(request.effort.budget_s, clock)
+    backends = _backends(request.effort.backends)
+    progress.stage("Reading the model and the samples")
+    model = load_model(request.model, request.data.shapes)
+    data = open_data(request.data, model.facts.inputs)
+    machine = describe()
+    with open_workspace(request.out, _run_key(request, model, data, machine), overwrite=request.overwrite) as workspace:
+        finished = workspace.store.get("ending", "", Ending)
+        if finished is not None and (request.out / "manifest.json").exists():
+            progress.note(f"`{request.out}` holds the finished result of this very run; nothing was measured again.")
+            return Result(finished.run, request.out, finished.missed)
+        beginning = workspace.store.recall("beginning", "", Beginning, _begin)
+        job = Job(
+            request=request,
+            model=model,
+            data=data,
+            metric=_metric(request, model, data),
+            machine=machine,
+            backends=backends,
+            workspace=workspace,
+            workshop=Workshop(model, data.calibrate, workspace, progress),
+            progress=progress,
+            deadline=deadline,
+            run_id=beginning.run_id,
+        )
+        return _run(job, beginning, command)
+
+
+def _run(job: Job, beginning: Beginning, command: str) -> Result:
+    began = job.deadline.clock()
+    exploration = explore.explore(job)
+    certificates = certify(job, exploration.ladder)
+    ladder = finish.measure_ladder(job, exploration.ladder, certificates)
+    choice = finish.choose(job, ladder)
+    seconds = job.deadline.clock() - began + _spent(job.workspace)
+    fused = job.workshop.findings()
+    run = Run(
+        schema=RUN_SCHEMA,
+        edgewise=__version__,
+        command=command,
+        started=beginning.started,
+        seconds=seconds,
+        model=job.model.facts,
+        data=_data_facts(job),
+        machine=job.machine,
+        changes=tuple(fused.changes),
+        declines=_unique([*job.model.declines, *fused.declines, *_quantization_declines(exploration.outcomes)]),
+        outcomes=finish.with_fates(exploration.outcomes, choice),
+        ladder=choice.ladder,
+        chosen=choice.chosen,
+        verdict=finish.verdict(choice),
+        notes=tuple(exploration.notes),
+    )
+    missed = finish.why_missed(job, choice.ladder[choice.chosen])
+    deliver(job, run)
+    job.workspace.store.put("ending", "", Ending(run=run, missed=missed))
+    job.workspace.tidy()
+    return Result(run, job.workspace.folder, missed)
+
+
+def _begin() -> Beginning:
+    return Beginning(run_id=uuid.uuid4().hex, started=datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def _backends(asked: Sequence[str]) -> tuple[str, ...]:
+    """Return the backends to try: those that were asked for, or all that are ready.
+
+    Raises:
+        RecipeError: If one does not exist.
+        BackendMissingError: If one was asked for that is not installed.
+    """
+    for name in asked:
+        registry.get(name).version()
+    return tuple(asked) or registry.ready()
+
+
+def _run_key(request: Request, model: LoadedModel, data: Data, machine: Machine) -> str:
+    """Return the hash of everything that decides about a measurement; the budget and the directory do not."""
+    settings = (request.data, request.goal, data.preprocessing)
+    parts = [
+        model.sha256,
+        data.sha256,
+        *(hashlib.sha256(encode(part)).hexdigest() for part in settings),
+        repr((request.effort.backends, request.effort.threads)),
+        machine.cpu,
+        machine.fingerprint,
+        repr(sorted(machine.packages.items())),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _metric(request: Request, model: LoadedModel, data: Data) -> Metric:
+    name = request.goal.metric
+    if name is None:
+        name = default_metric(data.select.dataset.labels(), _output_shape(model, data))
+    metric = resolve(name)
+    if metric.against == "labels" and not data.labelled:
+        raise RecipeError(
+            f"The metric `{metric.name}` needs labels, but the samples have none.",
+            hint="Add labels, or use `--metric agreement`, which compares with the original model.",
+        )
+    return metric
+
+
+def _output_shape(model: LoadedModel, data: Data) -> tuple[int, ...]:
+    """Run the model once and return the shape of its first output without the batch."""
+    backend = registry.get("ort")
+    dataset = data.select.dataset
+    with closing(backend.open(backend.compile(model.fixed, RunOptions()))) as session:
+        outputs = run_sequence(session.run, dataset.feeds(int(data.select.indices[0])), dataset.state)
+    first = np.asarray(outputs[model.facts.outputs[0].name])
+    return first.shape[1:] if not dataset.state else (first.shape[0], *first.shape[2:])
+
+
+def _data_facts(job: Job) -> DataFacts:
+    data, asked = job.data, job.request.data
+    return DataFacts(
+        source=asked.samples,
+        sha256=data.sha256,
+        n=len(data.calibrate) + len(data.select) + len(data.certify),
+        calibrate=len(data.calibrate),
+        select=len(data.select),
+        certify=len(data.certify),
+        labelled=data.labelled,
+        metric=job.metric.name,
+        seed=asked.seed,
+    )
+
+
+def _spent(workspace: Workspace) -> float:
+    """Return the seconds that earlier sessions of this run took."""
+    spent = workspace.store.get("spent", "", Spent)
+    return 0.0 if spent is None else spent.seconds
+
+
+def _quantization_declines(outcomes: Sequence[Outcome]) -> list[Decline]:
+    return [decline for outcome in outcomes for decline in outcome.declines]
+
+
+def _unique(declines: Sequence[Decline]) -> tuple[Decline, ...]:
+    return tuple(dict.fromkeys(declines))
