@@ -11,7 +11,6 @@ from edgewise.report import quantities as q
 from edgewise.report.charts import NARROW, WIDE, Axis, Row, intervals
 from edgewise.report.words import Terms
 
-
 _NO_LABELS: Final = (
     "There are no labels, so what is bounded is how often the answer differs from the original's. The share of right "
     "answers cannot fall by more than that."

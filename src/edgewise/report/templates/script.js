@@ -8,7 +8,11 @@
   tip.hidden = true;
   document.body.append(tip);
 
-  function show(mark, x, y) {
+  let shown = null;
+
+  function show(mark) {
+    shown = mark;
+    const [x, y] = middle(mark);
     const [first, ...others] = mark.dataset.tip.split("\n");
     const head = document.createElement("b");
     head.textContent = first;
@@ -28,6 +32,7 @@
   }
 
   function hide() {
+    shown = null;
     tip.hidden = true;
   }
 
@@ -45,10 +50,10 @@
       mark.setAttribute("aria-label", title.textContent);
       title.remove(); // else the browser would show a second tooltip
       mark.setAttribute("tabindex", index === 0 ? "0" : "-1");
-      mark.addEventListener("pointerenter", () => show(mark, ...middle(mark)));
+      mark.addEventListener("pointerenter", () => show(mark));
       mark.addEventListener("pointerleave", hide);
-      mark.addEventListener("click", () => show(mark, ...middle(mark)));
-      mark.addEventListener("focus", () => show(mark, ...middle(mark)));
+      mark.addEventListener("click", () => show(mark));
+      mark.addEventListener("focus", () => show(mark));
       mark.addEventListener("blur", hide);
       mark.addEventListener("keydown", (event) => {
         const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -69,7 +74,15 @@
       hide();
     }
   });
-  document.addEventListener("scroll", hide, { passive: true });
+  // Focus can scroll a mark into view: then the tooltip follows it. A mark under the pointer has moved away.
+  function follow() {
+    if (shown !== null && shown === document.activeElement) {
+      show(shown);
+    } else {
+      hide();
+    }
+  }
+  document.addEventListener("scroll", follow, { passive: true });
 
   const button = document.getElementById("copy");
   const command = document.getElementById("command");
