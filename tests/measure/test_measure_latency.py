@@ -15,13 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.errors import BackendError, ContractError, RecipeError
+from edgewise.backends import registry
+from edgewise.errors import BackendError, BackendMissingError, ContractError, RecipeError
 from edgewise.measure import latency
 from edgewise.measure.latency import empty_call_us, measure_group, ratio, summarise
 from edgewise.measure.messages import Times
 from edgewise.measure.process import Entry
+from edgewise.records.candidate import RunOptions
 from edgewise.records.measurements import Latency
 from edgewise.records.tensors import Array
+from edgewise.testing import graphs
 
 Make = Callable[..., Entry]
 Samples = list[dict[str, Array]]
@@ -63,7 +66,7 @@ def test_a_candidate_that_dies_leaves_the_others_running(
     entries = [
         fake_entry("never-starts", exit_at_run=1),
         fake_entry("good", busy_us=500),
-        fake_entry("dies", busy_us=5000, exit_at_run=20),
+        fake_entry("dies", busy_us=5000, exit_at_run=10),
     ]
     first, good, dies = measure_group(entries, feeds, budget_s=0.2, min_rounds=7, command=fake_command)
     assert isinstance(good, Latency)
@@ -265,3 +268,19 @@ def test_nothing_stays_open(fake_entry: Make, fake_command: Sequence[str], feeds
         return len(list(Path("/proc/self/fd").iterdir()))
 
     assert run() == run()
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_real_runtimes_rest_while_others_run(tmp_path: Path, backend: str) -> None:
+    try:
+        registry.get(backend).version()
+    except BackendMissingError as error:
+        pytest.skip(str(error))
+    model = graphs.conv_net()
+    artifact = registry.get(backend).compile(model, RunOptions(threads=2))
+    artifact.write(tmp_path)
+    entry = Entry("two threads", tmp_path, artifact.spec)
+    results = measure_group([entry, entry], [graphs.random_feeds(model)], budget_s=0.3, min_rounds=6)
+    for result in results:  # an error would say that its threads spin
+        assert isinstance(result, Latency)
+        assert result.threads == 2

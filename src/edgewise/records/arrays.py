@@ -48,7 +48,16 @@ def unpack(data: bytes) -> dict[str, Array]:
         with np.load(io.BytesIO(data), allow_pickle=False) as members:
             index = msgspec.json.decode(members[_INDEX].tobytes(), type=list[tuple[str, str]])
             return {name: _restored(members[f"a{number}"], kind) for number, (name, kind) in enumerate(index)}
-    except (zipfile.BadZipFile, KeyError, EOFError, TypeError, OSError, AttributeError, msgspec.MsgspecError) as error:
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        EOFError,
+        TypeError,
+        ValueError,
+        OSError,
+        AttributeError,
+        msgspec.MsgspecError,
+    ) as error:
         raise ValueError(f"These {len(data)} bytes are not packed arrays: {error}") from error
 
 
