@@ -38,6 +38,7 @@ def lower_bound_us(macs: float, moved_bytes: float, rates: PeakRates) -> float:
 def layers_lower_bound_us(costs: Iterable[LayerCost], rates: PeakRates) -> float:
     """Return the sum of the layers' bounds: a bound for a runtime that runs one layer after another.
 
-    A runtime that keeps activations in its caches between layers can be faster than this; no runtime is faster than `lower_bound_us` of all arithmetic and all weights.
+    A runtime that keeps activations in its caches between layers can be faster than this; no
+    runtime is faster than `lower_bound_us` of all arithmetic and all weights.
     """
     return sum(lower_bound_us(cost.macs, cost.weight_bytes + cost.activation_bytes, rates) for cost in costs)

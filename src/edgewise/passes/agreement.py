@@ -27,12 +27,11 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 def tolerance(model: ir.Model) -> float:
     """Return the bound on the difference of an output, in units of its largest magnitude times u.
 
-    It is `LAMBDA * sum over the products of sqrt(K)`, with one term more for everything that is rounded once.
+    It is `LAMBDA * sum over the nodes of sqrt(K)`, with K = 1 for a node that is no product: it rounds once.
     """
     total = 1.0
     for node in all_nodes(model):
-        if is_operator(node, *LINEAR, *RECURRENT):
-            total += _terms(node) ** 0.5
+        total += _terms(node) ** 0.5 if is_operator(node, *LINEAR, *RECURRENT) else 1.0
     return LAMBDA * total
 
 

@@ -16,6 +16,10 @@ from edgewise.records.findings import Decline
 from edgewise.records.tensors import Outputs
 
 
+MOST_ROUNDS = 4
+"""How often the passes are applied in turn while they still change something. Real models need two rounds."""
+
+
 def optimize(
     model: ir.Model,
     passes: Sequence[Pass] = DEFAULT_PASSES,
@@ -28,7 +32,7 @@ def optimize(
 
     Args:
         model: A legal model.
-        passes: What is applied, in this order.
+        passes: What is applied, in this order, and over again until nothing changes any more.
         probe: Runs a model on real inputs. Where it is given, the outputs after each pass that changed something are
             compared with those of `model` (not with those before the pass, so that small differences cannot add up
             unseen). A pass whose outputs differ by more than rounding explains is undone and listed as a decline.
@@ -44,20 +48,37 @@ def optimize(
             hint="python -c \"import onnx; onnx.checker.check_model('model.onnx')\" says why.",
         )
     current = with_shapes(model.clone())
-    reference = None if probe is None else probe(current)
-    bound = tolerance(current)
-    findings = Findings()
-    for one in passes:
-        after, found = apply(current, one)
-        if found.changes and probe is not None and reference is not None:
-            reason = difference(reference, probe(after), bound)
-            if reason is not None:
-                findings.declines.append(Decline(stage=one.name, node="", operator="", reason=f"undone: {reason}"))
+    compare = None if probe is None else _Comparison(probe, current)
+    findings, undone = Findings(), list[Decline]()
+    left = list(passes)
+    for _ in range(MOST_ROUNDS):
+        # A decline of an earlier round may have been resolved since: those of the last one count.
+        done, findings.declines = len(findings.changes), []
+        for one in list(left):
+            after, found = apply(current, one)
+            if found.changes and compare is not None and (reason := compare(after)):
+                undone.append(Decline(stage=one.name, node="", operator="", reason=f"it was undone: {reason}"))
+                left.remove(one)
                 continue
-        findings.changes += found.changes
-        findings.declines += found.declines
-        current = after
+            findings.changes += found.changes
+            findings.declines += found.declines
+            current = after
+        if len(findings.changes) == done:
+            break
+    findings.declines += undone
     return current, findings
+
+
+class _Comparison:
+    """Compares outputs on real inputs with those of the model that came in."""
+
+    def __init__(self, probe: Callable[[ir.Model], Outputs], model: ir.Model) -> None:
+        self._probe = probe
+        self._expected = probe(model)
+        self._bound = tolerance(model)
+
+    def __call__(self, model: ir.Model) -> str | None:
+        return difference(self._expected, self._probe(model), self._bound)
 
 
 def apply(model: ir.Model, one: Pass) -> tuple[ir.Model, Findings]:

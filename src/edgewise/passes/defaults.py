@@ -32,6 +32,7 @@ DEFAULT_PASSES: Final[tuple[Pass, ...]] = (
     # What hides the graph's structure goes first.
     InlineFunctions(),
     BindDefaults(),
+    RemoveUnused(),
     LiftConstants(),
     FoldConstants(),
     RemoveNoOps(),
@@ -42,18 +43,21 @@ DEFAULT_PASSES: Final[tuple[Pass, ...]] = (
     CancelTransposes(),
     MergeSlices(),
     ReplaceShortcuts(),
+    RemoveNoOps(),
     # Patterns, while they are still spelled as their exporter spelled them.
     FuseLayerNorm(),
     FuseGelu(),
     FuseHardSwish(),
     FuseClips(),
-    # Weights: backwards before forwards.
+    # Weights: backwards before forwards, and without readers that are no longer needed.
+    RemoveUnused(),
     FuseMatMulAdd(),
     FoldBatchNorm(),
     FoldAffine(),
     FoldBatchNormIntoNext(),
     FoldAffineIntoNext(),
     FusePad(),
-    # Constants that were merged, shapes that nothing reads any more.
+    # Constants that became equal or were merged, shapes that nothing reads any more.
+    ShareSubexpressions(),
     RemoveUnused(),
 )

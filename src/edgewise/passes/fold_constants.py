@@ -31,7 +31,7 @@ class FoldConstants(Pass):
     def rewrite(self, model: ir.Model) -> Findings:
         """Fold until nothing folds."""
         findings = Findings()
-        nodes = {id(node): (node, label(node), node.op_type) for node in all_nodes(model)}
+        nodes = {id(node): (node, label(node), node.op_type, _names(node)) for node in all_nodes(model)}
         try:
             for _ in range(MOST_ROUNDS):
                 if not fold_constants_ir(
@@ -47,12 +47,19 @@ class FoldConstants(Pass):
             findings.declines.append(Decline(stage=self.name, node="", operator="", reason=reason))
         _lift(model, nodes.keys())
         left = {id(node) for node in all_nodes(model)}
-        for key, (_, name, operator) in nodes.items():
+        for key, (node, name, operator, inputs) in nodes.items():
+            what = None
             if key not in left:
-                findings.changes.append(
-                    Change(stage=self.name, node=name, what=f"computed {operator} once and for all")
-                )
+                what = f"folded {operator}"
+            elif inputs != _names(node):
+                what = f"let {operator} read past what returns its input"
+            if what is not None:
+                findings.changes.append(Change(stage=self.name, node=name, what=what))
         return findings
+
+
+def _names(node: ir.Node) -> list[str | None]:
+    return [None if value is None else value.name for value in node.inputs]
 
 
 def _lift(model: ir.Model, known: Container[int]) -> None:
