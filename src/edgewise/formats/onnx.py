@@ -315,15 +315,52 @@ def _normalised(model: ir.Model, path: Path) -> ir.Model:
     for value in tuple(graph.inputs):
         if value.name in graph.initializers:
             graph.inputs.remove(value)
+    _put_in_order(model, path)
     # Before IR version 4 every initializer had to be an input as well.
     model.ir_version = max(model.ir_version, 4)
     return model
 
 
+def _put_in_order(model: ir.Model, path: Path) -> None:
+    """Sort the nodes if one reads what a later one computes; runtimes allow it, the standard does not."""
+    if next(_undefined(model.graph, frozenset()), None) is None:
+        return
+    try:
+        model.graph.sort()
+    except ValueError as error:
+        raise ModelError(
+            f"The graph has to be without a cycle. `{path}` has one.", hint="Export the model again."
+        ) from error
+    for node, name in _undefined(model.graph, frozenset()):
+        raise ModelError(
+            f"Everything that is read has to be computed. In `{path}` the node `{node_name(node)}` reads `{name}`, "
+            f"which nothing gives.",
+            hint="The file is damaged or was edited: export the model again.",
+        )
+
+
+def _undefined(graph: ir.Graph, outside: frozenset[ir.Value]) -> Iterator[tuple[ir.Node, str]]:
+    """Yield each node that reads a value before it is known, and the value's name; subgraphs included."""
+    known = {*outside, *graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value not in known:
+                yield node, value.name or ""
+        for attribute in node.attributes.values():
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _undefined(attribute.as_graph(), frozenset(known))
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for inner in attribute.as_graphs():
+                    yield from _undefined(inner, frozenset(known))
+        known.update(node.outputs)
+
+
 def _check_validity(model: ir.Model, path: Path) -> None:
     """Check the graph by onnx's own rules: order, attributes, number of inputs, unique names."""
     try:
-        onnx.checker.check_model(weightless.to_proto(model))
+        weightless.check(model)
     except onnx.checker.ValidationError as error:
         raise ModelError(
             f"The graph has to be valid ONNX. `{path}`: {' '.join(str(error).split())}",
@@ -335,7 +372,9 @@ def _internal(model: ir.Model) -> ir.Model:
     """Return `model` with every weight in memory; the model itself if that is so already."""
     if not any(isinstance(tensor, ir.ExternalTensor) for tensor in _tensors(model)):
         return model
-    return ir.external_data.load_to_model(model.clone())
+    copy = model.clone()
+    weightless.in_memory(copy)
+    return copy
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:

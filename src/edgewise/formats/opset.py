@@ -56,7 +56,7 @@ def raise_opset(model: ir.Model, minimum: int = MINIMUM_OPSET) -> ir.Model:
         new.shape = old.shape
     try:
         # The converter's own work is checked as well: an attribute that it forgot would change the model silently.
-        onnx.checker.check_model(weightless.to_proto(raised))
+        weightless.check(raised)
     except onnx.checker.ValidationError as error:
         raise _failed(current, minimum, error) from error
     return raised

@@ -38,6 +38,7 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
         del graph.initializers[name]
         if value not in inputs:
             graph.inputs.append(value)
+    in_memory(copy)
     try:
         return ir.to_proto(copy)
     except (EncodeError, ValueError) as error:
@@ -45,6 +46,39 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
             f"Constants inside of nodes and subgraphs have to be smaller than 2 GiB together: {error}.",
             hint="Export the model so that its weights are initializers of the main graph.",
         ) from error
+
+
+def check(model: ir.Model) -> None:
+    """Check `model` by onnx's own rules: attributes, number of inputs, unique names, versions.
+
+    Raises:
+        onnx.checker.ValidationError: If it breaks one.
+    """
+    proto = to_proto(model)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
+            # The checker insists on a shape here; runtimes do not, and exporters leave it out.
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(proto)
+
+
+def in_memory(model: ir.Model) -> None:
+    """Read the weights that lie in other files, in place: in initializers, subgraphs and attributes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _read(value.const_value)
+    for node in model.graph.all_nodes():
+        for name, attribute in tuple(node.attributes.items()):
+            if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+                continue
+            tensor = attribute.as_tensor()
+            if isinstance(tensor, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, _read(tensor))
+
+
+def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
 
 
 def restore(proto: onnx.ModelProto, original: ir.Model) -> ir.Model:

@@ -75,7 +75,7 @@ class SequenceSource:
         return _sample(item, index, self.name, self._preprocessing)
 
     def labels(self) -> list[Any] | None:
-        """Return all labels: the object's attribute `labels`; without one every sample is made once to see its label."""
+        """Return all labels: the object's attribute `labels`; without one, every sample is made once for its label."""
         return self._all_labels
 
     @cached_property

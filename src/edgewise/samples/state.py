@@ -72,6 +72,15 @@ def steps(run: Run, feeds: Feeds, state: Mapping[str, str], initial: Feeds | Non
         yield step
 
 
+def first_step(feeds: Feeds, state: Mapping[str, str]) -> Feeds:
+    """Return the feeds of the first step of a sample, without running it; arguments as in `run_sequence`."""
+    fed_back = set(state.values())
+    return {
+        name: array if not state or name in fed_back else np.ascontiguousarray(array[0]).reshape(array.shape[1:])
+        for name, array in feeds.items()
+    }
+
+
 def _next(outputs: Outputs, output: str, before: Array, fed: str) -> Array:
     """Return the next value of a state."""
     if output not in outputs:
