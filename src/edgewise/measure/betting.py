@@ -84,11 +84,14 @@ def lower_mean(
     """
     width = high - low
     order = np.random.default_rng(seed).permutation(values.size)
-    grid = _GRID if asked is None else np.union1d(_GRID, np.clip((asked - low) / width, 0, 1))
-    means = grid[(grid > 0) & (grid < 1)]
-    rejected = reaches(np.clip((values[order] - low) / width, 0, 1), means, 1 - confidence)
+    hypotheses = low + width * _GRID
+    if asked is not None:
+        hypotheses = np.union1d(hypotheses, asked)
+    hypotheses = hypotheses[(hypotheses > low) & (hypotheses < high)]
+    scaled = np.clip((values[order] - low) / width, 0, 1)
+    rejected = reaches(scaled, (hypotheses - low) / width, 1 - confidence)
     count = int(np.argmin(rejected)) if not rejected.all() else rejected.size
-    return low if count == 0 else low + width * float(means[count - 1])
+    return low if count == 0 else float(hypotheses[count - 1])
 
 
 def upper_mean(
