@@ -52,6 +52,7 @@ docs: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/import_time.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/asked_precision.py --zoo $(ZOO)
+	$(BIN)/python benchmarks/in_turns.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/certificate.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
 
