@@ -1,7 +1,7 @@
 """Checks what a session is given before a runtime sees it: a runtime's own words name neither side well.
 
-The checks run before every inference, on the device too: they cost below a microsecond an input (see
-`tests/backends/test_backends_feeds.py`), and this file imports numpy alone.
+The checks run before every inference, on the device too: they cost about a microsecond for two inputs (Zen 4,
+one thread), and this file imports numpy alone.
 """
 
 from __future__ import annotations
@@ -77,9 +77,12 @@ def _matches(received: tuple[int, ...], expected: tuple[int | str, ...]) -> bool
 
     That one name means one size is left to the runtime: exporters use names that promise nothing.
     """
-    return len(received) == len(expected) and all(
-        isinstance(size, str) or size == got for size, got in zip(expected, received, strict=True)
-    )
+    if len(received) != len(expected):
+        return False
+    for got, size in zip(received, expected, strict=True):  # noqa: SIM110 - `all` of a generator takes twice as long
+        if got != size and not isinstance(size, str):
+            return False
+    return True
 
 
 def _wrong_type(name: str, expected: npt.DTypeLike, received: object) -> DataError:

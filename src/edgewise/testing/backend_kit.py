@@ -124,6 +124,18 @@ class BackendKit:
             # One rounding of a result to 8 bits of mantissa alone exceeds every error that float32 may have.
             assert bf16.max() > bound.max()
 
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_weight_only_products_keep_float_activations(self, runtime: Backend, bits: int) -> None:
+        """8-bit activations, which runtimes take here unless told otherwise, exceed the bound."""
+        model = graphs.weight_only_matmul(bits=bits, inner=256)
+        if runtime.why_not(model):
+            pytest.skip(f"`{self.backend}` does not run weight-only {bits}-bit products")
+        feeds = random_feeds(model)
+        expected = run(registry.get("reference"), model, feeds)["y"]
+        largest = float(np.abs(feeds["x"]).max()) * 256**0.5  # weights are at most 1 / sqrt(inner)
+        bound = tolerance.sum_of_products(np.full(expected.shape, largest), 256)
+        assert_within(run(runtime, model, feeds)["y"], expected, bound)
+
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_precisions_that_are_not_honoured_are_refused(
         self, runtime: Backend, precision: Literal["fp32", "bf16"]

@@ -401,6 +401,28 @@ def quantized_gemm(
     return b.build()
 
 
+def weight_only_matmul(
+    *, inner: int = 64, outputs: int = 16, bits: int = 8, block: int = 32, seed: int = 0
+) -> ir.Model:
+    """Return a float MatMul whose weight is stored in integers with one scale a block of rows (opset 21).
+
+    Runtimes fuse it and may round the activations to 8 bits on the way, which nobody asked for.
+    Input `x` `[4, inner]`, output `y` `[4, outputs]`.
+    """
+    b = GraphBuilder("weight_only_matmul", opset=21, seed=seed)
+    random = np.random.default_rng(seed)
+    largest = 2 ** (bits - 1) - 1
+    stored = random.integers(-largest, largest + 1, (inner, outputs))
+    dtype = ir.DataType.INT8 if bits == 8 else ir.DataType.INT4
+    scales = random.uniform(0.5, 1.0, (inner // block, outputs)) / (largest * math.sqrt(inner))
+    weight = b.constant(stored.astype(dtype.numpy()))
+    matrix = b.node(
+        "DequantizeLinear", weight, b.constant(scales.astype(np.float32)), name="weight_dq", axis=0, block_size=block
+    )
+    b.output(b.node("MatMul", b.input("x", (4, inner)), matrix, name="matmul"), "y", (4, outputs))
+    return b.build()
+
+
 def _quantize(b: GraphBuilder, value: str, scale: float, activation: str, name: str) -> str:
     step = b.constant(np.float32(scale))
     zero = b.constant(np.array(128 if activation == "uint8" else 0, activation))

@@ -1,0 +1,141 @@
+"""What OpenVINO is told, and what it must not do, beyond what the kit can see in results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgewise.backends import registry
+from edgewise.errors import BackendError, RecipeError
+from edgewise.records.candidate import RunOptions
+from edgewise.testing import graphs
+
+pytestmark = pytest.mark.skipif(find_spec("openvino") is None, reason="needs pip install 'edgewise[openvino]'")
+
+OPENVINO = registry.get("openvino")
+
+
+def opened(model: ir.Model, options: RunOptions) -> Any:
+    return OPENVINO.open(OPENVINO.compile(model, options))
+
+
+def test_every_property_is_what_was_asked_for() -> None:
+    compiled = opened(graphs.mlp(), RunOptions(threads=2))._compiled
+    asked = {
+        "INFERENCE_NUM_THREADS": 2,
+        "NUM_STREAMS": 1,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "ENABLE_CPU_PINNING": False,
+        "CPU_DENORMALS_OPTIMIZATION": False,
+    }
+    for name, value in asked.items():
+        assert compiled.get_property(name) == value, name
+    for name in ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION"):
+        assert "float32" in str(compiled.get_property(name)) or "f32" in str(compiled.get_property(name)), name
+
+
+@pytest.mark.skipif("bf16" not in OPENVINO.precisions() if find_spec("openvino") else True, reason="no bf16 here")
+def test_bf16_is_set_by_name() -> None:
+    hint = str(opened(graphs.mlp(), RunOptions(precision="bf16"))._compiled.get_property("INFERENCE_PRECISION_HINT"))
+    assert "bf" in hint
+
+
+def test_bf16_is_refused_without_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO itself would take the hint and emulate."""
+    monkeypatch.setattr("edgewise.backends.processor.features", lambda: frozenset({"avx2"}))
+    assert OPENVINO.precisions() == ("fp32",)
+    assert OPENVINO.target().float_types == ("float32",)
+    with pytest.raises(RecipeError, match="`bf16`"):
+        OPENVINO.compile(graphs.mlp(), RunOptions(precision="bf16"))
+
+
+def test_running_a_graph_as_written_is_refused() -> None:
+    with pytest.raises(RecipeError, match="`off`"):
+        OPENVINO.compile(graphs.mlp(), RunOptions(graph_optimization="off"))
+
+
+def test_nothing_is_sent_and_nothing_is_written_at_home(tmp_path: Path) -> None:
+    """In a fresh home and without CI in the environment, where importing openvino alone would do both."""
+    code = textwrap.dedent("""
+        import sys
+        def refuse(event, arguments):
+            if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+                print(event, arguments, flush=True)
+        sys.addaudithook(refuse)
+        from edgewise.backends.registry import get
+        from edgewise.records.candidate import RunOptions
+        from edgewise.testing import graphs
+        backend = get("openvino")
+        model = graphs.mlp()
+        backend.open(backend.compile(model, RunOptions())).run(graphs.random_feeds(model))
+        print("ran", "openvino_telemetry" in {name for name, module in sys.modules.items() if module is not None})
+    """)
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["ran False", ""]
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_the_ir_gives_what_the_onnx_file_gives() -> None:
+    from edgewise.backends.openvino import session  # noqa: PLC0415 - only where openvino is installed
+
+    model = graphs.transformer_block()
+    feeds = graphs.random_feeds(model)
+    direct = session.core().read_model(ir.to_proto(model).SerializeToString(), b"")
+    compiled = session.core().compile_model(direct, "CPU", session.properties(RunOptions()))
+    np.testing.assert_array_equal(opened(model, RunOptions()).run(feeds)["out"], compiled(feeds)["out"])
+
+
+def test_names_of_the_graph_survive_also_those_that_look_made_up() -> None:
+    """`Conv_3` is what old exporters call a node, and what OpenVINO calls a layer of its own."""
+    b = graphs.GraphBuilder("names")
+    value = b.node("Conv", b.input("Input_1", (1, 3, 8, 8)), b.weight(4, 3, 3, 3), b.weight(4), name="Conv_3")
+    b.output(b.node("Sigmoid", value, name="Sigmoid_4"), "y")
+    model = b.build()
+    artifact = OPENVINO.compile(model, RunOptions())
+    text = artifact.files["model.xml"].decode()
+    assert 'name="Input_1"' in text
+    names = [layer.node for layer in OPENVINO.profile(artifact, graphs.random_feeds(model), 1)]
+    assert any(name in ("Conv_3", "y") for name in names)
+    assert not any(name.startswith("Multiply_") for name in names)
+
+
+def test_the_reader_s_report_is_split_by_node() -> None:
+    from edgewise.backends.openvino.compile import _nodes_named_in  # noqa: PLC0415 - only where openvino is installed
+
+    words = (
+        "Model wasn't fully converted. Failed operations detailed log:\n-- Conv-16 with a message:\n"
+        "While validating ONNX node '<Node(Conv): stem_conv>':\nCheck 'x' failed at src/a/conv.cpp:38:\n"
+        "FrontEnd API failed with GeneralFailure:\nThe rank has to be static\n\n-- ReduceMean-13 with a message:\n"
+        "While validating ONNX node '<Node(ReduceMean): elsewhere>':\nUnsupported input type dynamic\n\n"
+    )
+    first, second = _nodes_named_in(words, graphs.conv_net())
+    assert (first.node, first.operator, first.reason) == ("stem_conv", "Conv", "The rank has to be static.")
+    assert (second.node, second.operator) == ("elsewhere", "ReduceMean")
+    assert second.reason == "Unsupported input type dynamic."
+
+
+def test_an_unsupported_activation_is_said_in_a_sentence() -> None:
+    model = graphs.lstm_net()
+    lstm = next(node for node in model.graph if node.op_type == "LSTM")
+    lstm.attributes["activations"] = ir.AttrStrings("activations", ["HardSigmoid", "Tanh", "Tanh"])
+    declines = OPENVINO.why_not(model)
+    assert declines
+    assert "Unsupported activation" in declines[0].reason
+    with pytest.raises(BackendError, match="Unsupported activation"):
+        OPENVINO.compile(model, RunOptions())
