@@ -147,7 +147,7 @@ FOREIGN_FORMATS: Final = (
     ForeignFormat(
         "a Caffe model",
         _named(".caffemodel", ".prototxt"),
-        "Convert it to ONNX first, for example with MMdnn or through OpenVINO's predecessors.",
+        "Convert the .prototxt and the .caffemodel together into ONNX first.",
     ),
     ForeignFormat("a PyTorch file", _named(".pt", ".pth", ".pt2"), _TO_ONNX_TORCH),
 )
