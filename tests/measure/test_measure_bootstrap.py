@@ -43,7 +43,7 @@ def test_a_constant_has_no_width() -> None:
 
 
 def test_too_few_samples_are_declined() -> None:
-    with pytest.raises(DataError, match="at least 10 samples. Received 9"):
+    with pytest.raises(DataError, match=r"at least 10 samples\. Received 9"):
         bootstrap.bounds(lambda _: 0.0, 9, confidence=0.95)
 
 
