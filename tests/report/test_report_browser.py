@@ -108,6 +108,14 @@ class Browser:
     def script(self, code: str) -> Any:
         return self._call("POST", f"{self._session}/execute/sync", {"script": code, "args": []})
 
+    def bring(self, element: str) -> None:
+        """Scroll to `element` and let the events of that pass: they come with a later frame, and hide the tooltip."""
+        code = (
+            f"const done = arguments[0]; {element}.scrollIntoView({{block: 'center'}});"
+            "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 0)));"
+        )
+        self._call("POST", f"{self._session}/execute/async", {"script": code, "args": []})
+
     def log(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._call("POST", f"{self._session}/se/log", {"type": "browser"})
         return found
@@ -182,7 +190,7 @@ def test_the_tooltip_comes_on_hover_and_goes(browser: Browser, page_of: PageOf, 
     browser.open(page_of(typical), width=1280)
     assert browser.script(TIP) is None
     mark = CHOSEN.format("wide")
-    browser.script(f"{mark}.scrollIntoView({{block: 'center'}})")
+    browser.bring(mark)
     box = browser.script(f"const box = {mark}.querySelector('.hit').getBoundingClientRect(); return [box.x, box.y]")
     browser.move(box[0] + 13, box[1] + 13)
     text = browser.script(TIP)
@@ -194,7 +202,7 @@ def test_the_tooltip_comes_on_hover_and_goes(browser: Browser, page_of: PageOf, 
 
 def test_the_tooltip_stays_on_a_phone(browser: Browser, page_of: PageOf, hostile: Run) -> None:
     browser.open(page_of(hostile), width=360)
-    browser.script(f"{CHOSEN.format('narrow')}.scrollIntoView({{block: 'center'}})")
+    browser.bring(CHOSEN.format("narrow"))
     browser.script(f"{CHOSEN.format('narrow')}.dispatchEvent(new MouseEvent('click'))")
     left, right = browser.script(
         "const box = document.querySelector('.tip').getBoundingClientRect(); return [box.left, box.right]"
@@ -206,6 +214,7 @@ def test_marks_are_walked_with_the_keyboard(browser: Browser, page_of: PageOf, t
     browser.open(page_of(typical), width=1280)
     chart = "document.querySelector('#ladder .chart.wide')"
     assert browser.script(f"return {chart}.querySelectorAll('.mark[tabindex=\"0\"]').length") == 1
+    browser.bring(chart)
     browser.script(f"{chart}.querySelector('.mark').focus({{preventScroll: true}})")
     assert browser.script(TIP).startswith("ort untouched")
     browser.press("ArrowRight")

@@ -220,8 +220,14 @@ class TestCertificate:
         assert "opened by 2 earlier runs" in proof.warnings[0]
         assert "another instruction set (0123456789abcdef)" in proof.warnings[1]
         assert "its level is approximate" in " ".join(proof.sentences)
-        assert ("Right only before", "not defined for this metric") in proof.numbers
+        assert "Right only before" not in dict(proof.numbers)
         assert section.untested == ("openvino int8-mse bf16",)
+
+    def test_a_metric_without_right_and_wrong_says_so(self, typical: Run) -> None:
+        run = with_certificate(typical, worse=None, better=None)
+        proof = proof_section(run, Terms.of(run)).proofs[0]
+        assert dict(proof.numbers)["Right only before"] == "not defined for this metric"
+        assert "Sample by sample" not in " ".join(proof.sentences)
 
     def test_the_default_comes_first(self, typical: Run) -> None:
         proofs = proof_section(typical, Terms.of(typical)).proofs

@@ -232,15 +232,15 @@ def _numbers(certificate: Certificate, terms: Terms) -> list[tuple[str, str]]:
         ("Confidence of each bound", level),
         ("Samples", q.count(certificate.n)),
     ]
+    undefined = "not defined for this metric"
     if not terms.flips:
         rows += [
             (f"{certificate.metric} before", terms.value(certificate.original)),
             (f"{certificate.metric} after", terms.value(certificate.optimized)),
+            ("Right only before", undefined if certificate.worse is None else q.count(certificate.worse)),
+            ("Right only after", undefined if certificate.better is None else q.count(certificate.better)),
         ]
-    undefined = "not defined for this metric"
     rows += [
-        ("Right only before", undefined if certificate.worse is None else q.count(certificate.worse)),
-        ("Right only after", undefined if certificate.better is None else q.count(certificate.better)),
         ("Earlier runs on these samples", q.count(certificate.reused)),
         ("Instruction set", certificate.isa),
     ]
