@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from edgewise.analysis.target import Target
@@ -24,12 +26,10 @@ MakeRun = Callable[[ir.Model], Run]
 def _bytes(model: ir.Model) -> bytes:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 def _ort(model: ir.Model) -> Run:
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
@@ -44,8 +44,7 @@ def _ort(model: ir.Model) -> Run:
 
 def _openvino(model: ir.Model) -> Run:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is refused
-    import openvino
-
+    openvino = importlib.import_module("openvino")
     names = [str(output.name) for output in model.graph.outputs]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     compiled = openvino.Core().compile_model(openvino.Core().read_model(_bytes(model)), "CPU", options)

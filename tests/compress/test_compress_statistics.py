@@ -61,7 +61,9 @@ class TestObserve:
 
 class TestCollect:
     def test_extremes_counts_and_zeros(self) -> None:
-        seen = collect(identity, samples(np.float32([[1, 0], [-3, 0]]), np.float32([[7, 0], [2, 2]])), ["y"])
+        seen = collect(
+            identity, samples(np.array([[1, 0], [-3, 0]], np.float32), np.array([[7, 0], [2, 2]], np.float32)), ["y"]
+        )
         tensor = seen.tensors["y"]
         assert (tensor.low, tensor.high, tensor.count, tensor.histogram.zeros, seen.samples) == (-3, 7, 8, 3, 2)
         assert tensor.channel_means is None
@@ -79,7 +81,7 @@ class TestCollect:
         )
 
     def test_an_input_is_read_from_the_feeds(self) -> None:
-        seen = collect(lambda _: {}, samples(np.float32([4, 5])), ["x"])
+        seen = collect(lambda _: {}, samples(np.array([4, 5], np.float32)), ["x"])
         assert (seen.tensors["x"].low, seen.tensors["x"].high) == (4, 5)
 
     def test_a_large_tensor_is_sampled_but_its_extremes_are_exact(self) -> None:

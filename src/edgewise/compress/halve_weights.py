@@ -47,7 +47,7 @@ def halve_weights(model: ir.Model) -> tuple[ir.Model, Findings]:
     """
     copy = model.clone()
     findings = Findings()
-    names = {value.name for graph in copy.graphs() for value in _values(graph)}
+    names = {name for graph in copy.graphs() for name in _names(graph)}
     for graph in copy.graphs():
         for value in list(graph.initializers.values()):
             if value.is_graph_input() or value.dtype != ir.DataType.FLOAT or value.const_value is None:
@@ -102,17 +102,14 @@ def _weight_reader(value: ir.Value) -> ir.Node | None:
 def _halve(graph: ir.Graph, value: ir.Value, weight: Array, names: set[str | None]) -> None:
     """Replace the initializer `value` by float16 and a Cast, for all of its readers."""
     name = value.name or ""
-    half_name = f"{name}_float16"
-    while half_name in names:
-        half_name += "_"
-    names.add(half_name)
+    half_name, cast_name = _unique(f"{name}_float16", names), _unique(f"{name}_to_float32", names)
     half = ir.Value(
         name=half_name,
         type=ir.TensorType(ir.DataType.FLOAT16),
         shape=value.shape,
         const_value=ir.Tensor(weight.astype(np.float16), name=half_name),
     )
-    cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"{name}_to_float32")
+    cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=cast_name)
     # The Cast's result takes over name, readers and, where it is one, the place among the outputs.
     value.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
     del graph.initializers[name]
@@ -123,5 +120,14 @@ def _halve(graph: ir.Graph, value: ir.Value, weight: Array, names: set[str | Non
     graph.insert_before(graph[0], cast)
 
 
-def _values(graph: ir.Graph) -> list[ir.Value]:
-    return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+def _names(graph: ir.Graph) -> list[str | None]:
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    return [*(value.name for value in values), *(node.name for node in graph)]
+
+
+def _unique(name: str, names: set[str | None]) -> str:
+    """Return `name`, or one like it, that is not taken yet; from now on it is."""
+    while name in names:
+        name += "_"
+    names.add(name)
+    return name

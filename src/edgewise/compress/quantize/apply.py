@@ -53,7 +53,7 @@ class _Writer:
             self.values.update({value.name: value for value in node.outputs})
             if node.outputs[0].name:
                 self.nodes[node.outputs[0].name] = node
-        self.names = {value.name for node in self.graph.all_nodes() for value in node.outputs} | set(self.values)
+        self.names = _names(model)
         self.shared: dict[tuple[str, int | None, tuple[float, ...]], ir.Value] = {}
         self.replaced: list[ir.Value] = []
 
@@ -195,3 +195,14 @@ class _Writer:
         if values is None:
             raise ContractError(f"A plan belongs to one model, and in this one `{value.name}` is not constant.")
         return values
+
+
+def _names(model: ir.Model) -> set[str | None]:
+    """Return every name that is taken, subgraphs included."""
+    names: set[str | None] = set()
+    for graph in model.graphs():
+        names.update(value.name for value in [*graph.inputs, *graph.initializers.values()])
+        for node in graph:
+            # A node and a value may have one name, two nodes may not: ONNX Runtime refuses them.
+            names.update([node.name, *(value.name for value in node.outputs)])
+    return names
