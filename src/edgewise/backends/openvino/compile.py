@@ -57,7 +57,7 @@ def why_not(model: ir.Model) -> tuple[Decline, ...]:
     if words is None:
         return ()
     nodes = refused_nodes(model, "openvino", lambda alone: None if (said := _refusal(alone)) is None else trimmed(said))
-    return nodes or _nodes_named_in(words, model) or (_whole(words),)
+    return nodes or _nodes_named_in(words, model) or _recurrent_nodes(words, model) or (_whole(words),)
 
 
 def _check(options: RunOptions, precisions: tuple[str, ...]) -> None:
@@ -170,6 +170,26 @@ def _nodes_named_in(words: str, model: ir.Model) -> tuple[Decline, ...]:
         kind = operator(known[name]) if name in known else part["operator"]
         declines.setdefault(name, Decline(stage="openvino", node=name, operator=kind, reason=reason))
     return tuple(declines.values())
+
+
+def _recurrent_nodes(words: str, model: ir.Model) -> tuple[Decline, ...]:
+    """Return the recurrent nodes with activations of their own, where OpenVINO complains of an activation.
+
+    It names none: they are LSTMs that it has taken apart by then, and alone, with a sequence of unknown length, it
+    does not take them apart.
+    """
+    if "Unsupported activation function" not in words:
+        return ()
+    return tuple(
+        Decline(
+            stage="openvino",
+            node=node_name(node),
+            operator=operator(node),
+            reason=f"OpenVINO has no `{'`, `'.join(node.attributes['activations'].as_strings())}` as its activations",
+        )
+        for node in model.graph.all_nodes()
+        if node.op_type in ("LSTM", "GRU", "RNN") and "activations" in node.attributes
+    )
 
 
 def _whole(words: str) -> Decline:
