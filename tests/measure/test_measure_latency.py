@@ -77,14 +77,22 @@ def test_a_candidate_that_dies_leaves_the_others_running(
 
 
 @pytest.mark.parametrize(
-    ("waited_ns", "used_ns", "spins"),
-    [(50_000_000, 4_900_000, False), (50_000_000, 5_000_000, True), (19_000_000, 19_000_000, False), (0, 0, False)],
+    ("waits_us", "spins"),
+    [
+        ([(50_000, 5000)] * 5, True),
+        ([(50_000, 4900)] * 50, False),
+        ([(50_000, 5000)] * 4, False),  # too few to tell
+        ([(900, 900)] * 50, False),  # too short to tell
+        ([(50_000, 50_000)] * 2 + [(50_000, 0)] * 3, False),  # the machine stood still twice
+        ([(0, 0)] * 5, False),
+    ],
 )
-def test_who_computes_out_of_turn_is_out(fake_entry: Make, waited_ns: int, used_ns: int, spins: bool) -> None:
-    times = Times(durations_ns=(1,), runs=1, peak_bytes=0, waited_ns=waited_ns, waiting_used_ns=used_ns)
+def test_who_computes_out_of_turn_is_out(fake_entry: Make, waits_us: list[tuple[int, int]], spins: bool) -> None:
     member = latency._Member(fake_entry("a"))
     with member._guarded():
-        member._refuse_spinning(times)
+        for waited, used in waits_us:
+            times = Times(durations_ns=(1,), runs=1, peak_bytes=0, waited_ns=waited * 1000, waiting_used_ns=used * 1000)
+            member._refuse_spinning(times)
     assert isinstance(member.error, BackendError) is spins
     if spins:
         assert "`a` has to rest while it is not its turn" in str(member.error)

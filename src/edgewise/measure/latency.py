@@ -35,8 +35,11 @@ UNTIMED_SHARE: Final = 0.1
 WAITING_SHARE: Final = 0.1
 """A process that waits uses less than this share of a core: waking up for a turn takes about 0.02."""
 
-WAITED_NS: Final = 20_000_000
-"""Waiting that is shorter than this, in all, says nothing about that share."""
+SHORTEST_WAIT_NS: Final = 1_000_000
+"""A wait that is shorter than this says nothing about that share."""
+
+WAITS: Final = 5
+"""Waits of which the median is taken: where a hypervisor stops the machine, a single one shows what nobody used."""
 
 WARM_UP_SHARE: Final = 0.2
 """At most this share of the time budget goes into warming up."""
@@ -184,6 +187,7 @@ class _Member:
         self._worker: WorkerProcess | None = None
         self._loaded: Loaded | None = None
         self._median_ns = 0.0
+        self._waiting_shares: list[float] = []
         self._rounds: list[tuple[int, ...]] = []
 
     def start(self, stack: contextlib.ExitStack, feeds: Path, command: Sequence[str]) -> None:
@@ -227,10 +231,12 @@ class _Member:
                 self._worker.close()
 
     def _refuse_spinning(self, times: Times) -> None:
-        if times.waited_ns >= WAITED_NS and times.waiting_used_ns >= WAITING_SHARE * times.waited_ns:
+        if times.waited_ns >= SHORTEST_WAIT_NS:
+            self._waiting_shares.append(times.waiting_used_ns / times.waited_ns)
+        if len(self._waiting_shares) >= WAITS and (share := statistics.median(self._waiting_shares)) >= WAITING_SHARE:
             raise BackendError(
                 f"`{self.entry.name}` has to rest while it is not its turn, but its threads use "
-                f"{times.waiting_used_ns / times.waited_ns:.0%} of a core: it would slow down the others.",
+                f"{share:.0%} of a core: it would slow down the others.",
                 hint="The backend's session has to stop its threads from spinning between runs.",
             )
 

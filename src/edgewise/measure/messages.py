@@ -78,7 +78,7 @@ class Times(Record, frozen=True, kw_only=True, tag="times"):
         durations_ns: Duration of each timed run, in order.
         runs: Number of runs, the untimed ones included.
         peak_bytes: Peak resident memory so far.
-        waited_ns: Time since it was warm in which it was not its turn.
+        waited_ns: Time for which it waited for this turn, once it was warm.
         waiting_used_ns: Processor time that it used meanwhile: next to none, unless threads spin.
     """
 

@@ -50,6 +50,7 @@ class Turns:
         self._next = 0
         self._is_warm = False
         self._began = 0, 0
+        self._restless = 0, 0
         self._waited_ns = 0
         self._waiting_used_ns = 0
         self._decoder = msgspec.json.Decoder(Request)
@@ -59,14 +60,14 @@ class Turns:
         self._began = time.perf_counter_ns(), time.process_time_ns()
 
     def end_waiting(self) -> None:
-        """Add up what the process used while it was not its turn.
+        """Note what the process used while it was not its turn.
 
-        Over all waiting, not in one short window: where processors are scarce, a thread that spins gets none of many
-        short windows and its share of a long one.
+        Over the whole time, not in one short window: where processors are scarce, a thread that spins gets none of
+        many short windows and its share of a long one.
         """
         if self._is_warm:
-            self._waited_ns += time.perf_counter_ns() - self._began[0]
-            self._waiting_used_ns += time.process_time_ns() - self._began[1]
+            self._waited_ns = self._restless[0] + time.perf_counter_ns() - self._began[0]
+            self._waiting_used_ns = self._restless[1] + time.process_time_ns() - self._began[1]
 
     def answer(self, line: bytes) -> bytes:
         """Return the reply to one request, both as JSON. Errors of edgewise become replies; others end the process."""
@@ -129,9 +130,7 @@ class Turns:
         untimed = len(self._run_for(request.untimed_ns)) if request.untimed_ns > 0 else 0
         durations = self._run_for(request.slice_ns)
         gc.collect()
-        tried_ns, used_ns = come_to_rest()
-        self._waited_ns += tried_ns
-        self._waiting_used_ns += used_ns
+        self._restless = come_to_rest()
         return Times(
             durations_ns=tuple(durations),
             runs=untimed + len(durations),

@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         line = requests.get()
         turns.end_waiting()
         replies.write(turns.answer(line) + b"\n")
+        replies.flush()
 
 
 def _pin(cores: str) -> bool:
@@ -57,7 +58,7 @@ def _private_output() -> BinaryIO:
     """Return what was standard output; what runtimes print goes to standard error from now on."""
     private = os.dup(1)
     os.dup2(2, 1)
-    return os.fdopen(private, "wb", buffering=0)
+    return os.fdopen(private, "wb")
 
 
 def _listen(stream: BinaryIO, requests: queue.SimpleQueue[bytes]) -> None:
