@@ -15,7 +15,6 @@ from edgewise.passes.protocol import Findings, Pass
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Outputs
 
-
 MOST_ROUNDS = 4
 """How often the passes are applied in turn while they still change something. Real models need two rounds."""
 

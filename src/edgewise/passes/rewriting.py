@@ -309,7 +309,8 @@ def attributes_of(node: ir.Node, *left_out: str) -> list[ir.Attr]:
 def same_type(value: ir.Value, array: Array) -> Array:
     """Return `array` in the element type of `value`, or float32 where that is unknown."""
     dtype = value.dtype
-    return array.astype(np.float32 if dtype is None else dtype.numpy())
+    with np.errstate(over="ignore"):  # too large becomes infinite, which callers look for
+        return array.astype(np.float32 if dtype is None else dtype.numpy())
 
 
 def why_not_closed(root: ir.Node, dead: Sequence[ir.Node]) -> str | None:

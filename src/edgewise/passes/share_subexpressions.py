@@ -5,9 +5,13 @@ Always legal for deterministic operators. Bodies of If, Loop and Scan are left a
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from edgewise.passes.protocol import Findings
+from edgewise.passes.rewriting import all_nodes
 from edgewise.passes.wrapped import WrappedPass
 
 BIGGEST_WEIGHT = 1 << 28
@@ -27,3 +31,18 @@ class ShareSubexpressions(WrappedPass):
             common.DeduplicateHashedInitializersPass(size_limit=BIGGEST_WEIGHT),
             common.CommonSubexpressionEliminationPass(),
         )
+
+    def rewrite(self, model: ir.Model) -> Findings:
+        """Share what can be shared.
+
+        onnx-ir keeps the name of an output that equals another by an Identity, and then takes two such Identities for
+        equal: a trial on a copy tells whether anything but that would happen.
+        """
+        trial = model.clone()
+        weights = sum(len(graph.initializers) for graph in (trial.graph, *trial.graph.subgraphs()))
+        before = Counter(node.op_type for node in all_nodes(trial))
+        for wrapped in self.passes():
+            wrapped(trial)
+        after = Counter(node.op_type for node in all_nodes(trial))
+        left = sum(len(graph.initializers) for graph in (trial.graph, *trial.graph.subgraphs()))
+        return super().rewrite(model) if before != after or weights != left else Findings()

@@ -30,18 +30,24 @@ class WrappedPass(Pass):
         """Return the passes in run order."""
 
     def rewrite(self, model: ir.Model) -> Findings:
-        """Apply the passes and report which nodes and initializers went."""
-        nodes = {id(node): (node, label(node), node.op_type) for node in all_nodes(model)}
+        """Apply the passes and report which nodes and initializers went, and which nodes were changed."""
+        nodes = {id(node): (node, label(node), node.op_type, _form(node)) for node in all_nodes(model)}
         weights = [name for graph in all_graphs(model) for name in graph.initializers]
         for wrapped in self.passes():
             wrapped(model)
         left = {id(node) for node in all_nodes(model)}
         kept = {name for graph in all_graphs(model) for name in graph.initializers}
-        findings = Findings()
-        for key, (_, name, operator) in nodes.items():
+        changed = []
+        for key, (node, name, operator, form) in nodes.items():
             if key not in left:
-                findings.changes.append(Change(stage=self.name, node=name, what=f"{operator} {self.says}"))
-        for name in weights:
-            if name not in kept:
-                findings.changes.append(Change(stage=self.name, node=name, what=f"weight {self.says_of_weight}"))
-        return findings
+                changed.append((name, f"{operator} {self.says}"))
+            elif form != _form(node):
+                changed.append((name, f"{operator} reads, returns or spells out less"))
+        changed += [(name, f"weight {self.says_of_weight}") for name in weights if name not in kept]
+        return Findings([Change(stage=self.name, node=name, what=what) for name, what in changed])
+
+
+def _form(node: ir.Node) -> tuple[frozenset[str | None], int, tuple[str | None, ...], frozenset[str]]:
+    """Return what a pass of onnx-ir can trim of a node that stays: inputs, outputs, attributes."""
+    names = frozenset(None if value is None else value.name for value in node.inputs)
+    return names, len(node.inputs), tuple(value.name for value in node.outputs), frozenset(node.attributes)
