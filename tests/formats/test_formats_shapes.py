@@ -128,6 +128,20 @@ def test_stale_shapes_in_the_file_are_forgotten() -> None:
     assert _shape(fix_shapes(model, {"x": (1, 3, 5, 5)}), "h") == [1, 256, 3, 3]
 
 
+def test_a_stale_shape_is_forgotten_even_where_none_can_be_inferred() -> None:
+    nodes = [helper.make_node("Squeeze", ["x"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    model = _model(nodes, {"x": ["n", "m"]}, ["m"])
+    value = ir.convenience.create_value_mapping(model.graph)["h"]
+    value.shape = ir.Shape([7])
+    fixed = ir.convenience.create_value_mapping(fix_shapes(model, {}).graph)["h"]
+    assert fixed.shape is None or not fixed.shape.is_static()
+
+
+def test_the_batch_by_its_name_is_fixed_in_other_places() -> None:
+    model = _model([helper.make_node("Add", ["x", "s"], ["y"])], {"x": ["n", 4], "s": [4, "n"]}, None)
+    assert _shape(fix_shapes(model, {}), "s") == [4, 1]
+
+
 def test_shapes_inside_of_branches_are_inferred() -> None:
     def branch(name: str) -> onnx.GraphProto:
         nodes = [helper.make_node("Relu", ["x"], [f"{name}_h"]), helper.make_node("Neg", [f"{name}_h"], [name])]

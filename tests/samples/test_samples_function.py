@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from edgewise.errors import DataError
+from edgewise.samples.function import SequenceSource
 from edgewise.samples.open import open_source
+from edgewise.samples.preprocessing import Preprocessing
 
 MODULE = """
 import numpy as np
@@ -110,6 +112,20 @@ def test_fingerprints_of_functions(module: str) -> None:
     assert open_source(f"{module}:generator").fingerprint == open_source(f"{module}:generator").fingerprint
     assert open_source(f"{module}:items").fingerprint == open_source(f"{module}:items").fingerprint
     assert open_source(f"{module}:generator").fingerprint != open_source(f"{module}:bare").fingerprint
+
+
+def test_the_fingerprint_of_a_sequence_follows_its_samples_and_its_module(tmp_path: Path) -> None:
+    code = tmp_path / "m.py"
+    code.write_text("a = 1")
+
+    def fingerprint(*items: float) -> str:
+        return SequenceSource("m:f", [np.full(2, item) for item in items], Preprocessing(), code).fingerprint
+
+    first = fingerprint(1, 2)
+    assert fingerprint(1, 2) == first
+    assert fingerprint(1, 3) != first
+    code.write_text("a = 2")
+    assert fingerprint(1, 2) != first
 
 
 @pytest.mark.parametrize(
