@@ -91,12 +91,13 @@ def optimize(
     if json:
         typer.echo(indent(encode(result.run)).decode())
     else:
-        typer.echo(summary(result.run, files=_files(result.folder)))
+        typer.echo(summary(result.run, files=files_of(result.folder)))
     if result.missed:
         raise RecipeError(result.missed, hint="The best result that was found is in the bundle; see the report.")
 
 
-def _files(folder: Path) -> dict[str, str]:
+def files_of(folder: Path) -> dict[str, str]:
+    """Return what the user may want to open, by what it is."""
     return {"bundle": str(folder), "report": str(folder / "report.html")}
 
 

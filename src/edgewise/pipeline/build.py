@@ -78,7 +78,7 @@ class Workshop:
         feeds = [self.calibrate.dataset.feeds(int(index)) for index in self.calibrate.indices[:PROBES]]
 
         def probe(model: ir.Model) -> Outputs:
-            session = _open_judge(model)
+            session = open_judge(model)
             try:
                 results = [run_sequence(session.run, feed, self.calibrate.dataset.state) for feed in feeds]
             finally:
@@ -98,7 +98,7 @@ class Workshop:
         names: dict[str, int | None] = {}
         for target in self._targets.values():
             names.update(observed_tensors(model, target))
-        session = _open_judge(observe(model, names), RunOptions())
+        session = open_judge(observe(model, names), RunOptions())
         self.progress.stage("Calibrating", len(self.calibrate))
         try:
             return collect(session.run, self._calibration_feeds(session), names)
@@ -212,7 +212,12 @@ class Workshop:
         return registry.get(candidate.backend).open(Artifact.read(self.folder(candidate), build.spec))
 
 
-def _open_judge(model: ir.Model, options: RunOptions = JUDGE) -> Session:
+def open_judge(model: ir.Model, options: RunOptions = JUDGE) -> Session:
+    """Open a graph in ONNX Runtime, by default exactly as it is written.
+
+    Raises:
+        BackendError: If ONNX Runtime refuses it.
+    """
     backend = registry.get("ort")
     return backend.open(backend.compile(model, options))
 

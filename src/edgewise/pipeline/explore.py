@@ -23,8 +23,10 @@ from edgewise.pipeline.score import score
 from edgewise.pipeline.screen import Timing, build_all, time_all
 from edgewise.records.candidate import Candidate
 from edgewise.records.certificate import Certificate
+from edgewise.records.codec import Record
 from edgewise.records.run import Outcome
 from edgewise.search.ladder import Point, pick
+from edgewise.search.stopping import Stage, affordable
 
 FIRST_LOOK: Final = 64
 """Select samples on which a candidate is rejected early, if it is already shown there to lose too much."""
@@ -57,6 +59,12 @@ class Exploration:
     notes: tuple[str, ...]
 
 
+class Pace(Record, frozen=True, kw_only=True):
+    """Wall-clock seconds that the untouched model took for one select sample, reading and preparing it included."""
+
+    seconds: float
+
+
 def explore(job: Job) -> Exploration:
     """Try every candidate, the cheap questions first; a candidate is rejected as soon as one is answered against it.
 
@@ -72,13 +80,13 @@ def explore(job: Job) -> Exploration:
             f"The untouched model has to run in ONNX Runtime, but: {failures[baseline]}.",
             hint="`edgewise inspect` lists the operators that each backend lacks.",
         )
-    original = _score_baseline(job, baseline)
+    original, pace = _score_baseline(job, baseline)
     built = [candidate for candidate in candidates if candidate not in failures]
     timings = time_all(job, built, baseline)
-    book = _Book(job, original, timings)
+    book = _Book(job, original, timings, pace)
     for candidate, reason in failures.items():
         book.reject(candidate, f"it could not be built: {reason}")
-    contenders = [candidate for candidate in built if not candidate.is_untouched and book.may_win(candidate)]
+    contenders = [candidate for candidate in built if candidate not in job.untouched and book.may_win(candidate)]
     contenders.sort(key=book.median_us)
     job.progress.stage("Scoring candidates", len(contenders) * len(job.data.select))
     for candidate in contenders:
@@ -87,22 +95,26 @@ def explore(job: Job) -> Exploration:
     return Exploration(ladder, book.outcomes(candidates), tuple(book.notes))
 
 
-def _score_baseline(job: Job, baseline: Candidate) -> Scores:
+def _score_baseline(job: Job, baseline: Candidate) -> tuple[Scores, Pace]:
     job.progress.stage("Scoring the untouched model", len(job.data.select))
+    began = job.deadline.clock()
     scores = score(job, baseline, "select")
+    seconds = (job.deadline.clock() - began) / len(job.data.select)
     constant = constant_output(scores)
     if constant is not None:
         raise ModelError(constant, hint="Check the pre-processing and the export: this model is of no use as it is.")
-    return scores
+    return scores, job.workspace.store.recall("pace", "", Pace, lambda: Pace(seconds=seconds))
 
 
 class _Book:
     """Keeps account of what became of every candidate."""
 
-    def __init__(self, job: Job, original: Scores, timings: Mapping[Candidate, Timing]) -> None:
+    def __init__(self, job: Job, original: Scores, timings: Mapping[Candidate, Timing], pace: Pace) -> None:
         self.notes: list[str] = []
         self._job = job
+        self._scores = original
         self._original = None if job.label_free else original
+        self._pace = pace
         self._timings = timings
         self._outcomes: dict[Candidate, Outcome] = {}
         self._estimates: dict[Candidate, Certificate] = {}
@@ -183,19 +195,21 @@ class _Book:
     def _has_time(self, candidate: Candidate) -> bool:
         """Return whether scoring a candidate leaves time to certify and to measure what was found."""
         job = self._job
-        steps = 2 if job.label_free else 1
-        cost_s = len(job.data.select) * self._seconds(candidate) * steps
-        rungs = (1 + min(MAX_RUNGS, 1 + len(self._estimates))) * steps
-        reserve_s = len(job.data.certify) * self._seconds(job.untouched[0]) * rungs + FINISH_S
-        enough = job.deadline.left_s > cost_s + reserve_s
+        certify_s = len(job.data.certify) * (self._pace.seconds + MAX_RUNGS * self._seconds(candidate))
+        stages = [
+            Stage(seconds=len(job.data.select) * self._seconds(candidate)),
+            Stage(seconds=certify_s + FINISH_S, required=True),
+        ]
+        enough = 0 in affordable(0.0, job.deadline.left_s, stages)
         if not enough and not self._late:
             self._late = True
             self.notes.append("The time budget ended before every candidate was scored; a larger `--budget` tries all.")
         return enough or not self._estimates
 
     def _seconds(self, candidate: Candidate) -> float:
-        # Reading and preparing a sample takes about as long as a fast model does.
-        return 2e-6 * self.median_us(candidate) * self._job.steps_per_sample
+        """Estimate the seconds that scoring one sample takes: as for the untouched model, less what is faster."""
+        untouched_us = self.median_us(self._job.untouched[0])
+        return self._pace.seconds + 1e-6 * self._job.steps_per_sample * (self.median_us(candidate) - untouched_us)
 
     def ladder(self) -> tuple[Candidate, ...]:
         """Return the candidates to certify, safest first (the rule is in `search/ladder.py`)."""

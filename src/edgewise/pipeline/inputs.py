@@ -127,7 +127,7 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
     Raises:
         DataError: If samples and inputs do not fit, or a set would be empty.
     """
-    preprocessing = _preprocessing(request)
+    preprocessing = preprocessing_of(request)
 
     def opened(spec: str) -> Dataset:
         source = open_source(spec, preprocessing, label=request.label)
@@ -160,7 +160,12 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
     )
 
 
-def _preprocessing(request: DataRequest) -> Preprocessing:
+def preprocessing_of(request: DataRequest) -> Preprocessing:
+    """Return what is done to each sample: as `settings` says, else as `edgewise.toml` beside the samples says.
+
+    Raises:
+        DataError: If the settings cannot be read.
+    """
     if request.settings is not None:
         return read_settings(Path(request.settings))
     samples = Path(request.samples)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgewise import __version__
 from edgewise.backends import registry
-from edgewise.errors import RecipeError
+from edgewise.errors import DataError, RecipeError
 from edgewise.measure.machine import describe
 from edgewise.measure.metrics import Metric, default_metric, resolve
 from edgewise.pipeline import explore, finish
@@ -32,6 +32,7 @@ from edgewise.records.codec import Record, encode
 from edgewise.records.findings import Decline
 from edgewise.records.machine import Machine
 from edgewise.records.run import RUN_SCHEMA, DataFacts, Outcome, Run
+from edgewise.records.store import Store
 from edgewise.samples.state import run_sequence
 
 
@@ -239,3 +240,23 @@ def _quantization_declines(outcomes: Sequence[Outcome]) -> list[Decline]:
 
 def _unique(declines: Sequence[Decline]) -> tuple[Decline, ...]:
     return tuple(dict.fromkeys(declines))
+
+
+def finished_run(folder: Path) -> Run:
+    """Return the record of a finished run.
+
+    Raises:
+        DataError: If there is no run in `folder`, or it has not finished.
+        OutputError: If its records are damaged.
+    """
+    path = folder / "run.sqlite"
+    if not path.is_file():
+        raise DataError(
+            f"`{folder}` has to be a directory that `edgewise optimize` wrote, but it holds no `run.sqlite`.",
+            hint="Give the directory of the run, not a file in it.",
+        )
+    with Store(path) as store:
+        ending = store.get("ending", "", Ending)
+    if ending is None:
+        raise DataError(f"The run in `{folder}` has not finished.", hint="Give the same command again: it goes on.")
+    return ending.run

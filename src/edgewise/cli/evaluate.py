@@ -1,0 +1,66 @@
+"""`edgewise eval`: the metric of one model; of two, what the second loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewise.cli import options
+from edgewise.cli.console import progress
+from edgewise.cli.quantities import fraction
+from edgewise.cli.tables import table
+from edgewise.pipeline.evaluate import Evaluation
+from edgewise.pipeline.evaluate import evaluate as run_evaluate
+from edgewise.records.codec import encode, indent
+
+
+def evaluate(
+    first: Annotated[Path, typer.Argument(metavar="A", help="ONNX file or bundle.", show_default=False)],
+    second: Annotated[
+        Path | None, typer.Argument(metavar="[B]", help="Another one, compared with A.", show_default=False)
+    ] = None,
+    *,
+    data: options.Samples,
+    metric: options.Metric = None,
+    max_drop: Annotated[str, typer.Option(help="The bound to compare with.")] = "1%",
+    label: options.Label = None,
+    settings: options.Settings = None,
+    shape: options.Shapes = None,
+    state: options.State = None,
+    json: options.Json = False,
+) -> None:
+    """Score one model on all samples, with an interval; of two, bound what the second loses.
+
+    Example: edgewise eval model.onnx model.edgewise --data samples.npz
+    """
+    with progress() as shown:
+        result = run_evaluate(
+            first,
+            second,
+            data=options.data_request(data, label=label, settings=settings, shape=shape, state=state, seed=0),
+            metric=metric,
+            max_drop=fraction(max_drop),
+            progress=shown,
+        )
+    typer.echo(indent(encode(result)).decode() if json else render(result))
+
+
+def render(result: Evaluation) -> str:
+    """Return the scores as text."""
+    rows = [
+        (name, one.metric, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}", str(one.n), one.method)
+        for name, one in zip(result.names, result.accuracies, strict=True)
+    ]
+    text = table(("model", "metric", "value", "95 % interval", "n", "method"), rows, right=(2, 4))
+    found = result.comparison
+    if found is None:
+        return text
+    what = "changed answers" if found.claim == "flip-rate" else "loss"
+    unit = "% of the value" if found.relative else "points"
+    pairs = "" if found.worse is None else f" Only A right: {found.worse}; only B right: {found.better}."
+    return (
+        f"{text}\n\n{what} of B against A: {100 * found.drop:.2f} {unit} observed, at most {100 * found.upper:.2f} at "
+        f"{found.confidence:.0%} confidence (at least {100 * found.lower:.2f}).{pairs}\n{found.method}"
+    )

@@ -1,0 +1,100 @@
+"""`edgewise inspect`: what a model holds, costs, and what can be done with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from edgewise.cli import options
+from edgewise.cli.tables import table
+from edgewise.pipeline.inspect import BackendView, Inspection
+from edgewise.pipeline.inspect import inspect as run_inspect
+from edgewise.records.codec import encode, indent
+from edgewise.records.findings import Decline
+from edgewise.records.tensors import Port
+
+MOST_LAYERS = 12
+
+
+def inspect(
+    model: options.Model,
+    *,
+    shape: options.Shapes = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name every node that was declined.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Show inputs, operators, costs and a lower bound on latency, and what fusion, backends and int8 make of the model.
+
+    Example: edgewise inspect model.onnx
+    """
+    inspection = run_inspect(model, options.shapes(shape))
+    typer.echo(indent(encode(inspection)).decode() if json else render(inspection, verbose=verbose))
+
+
+def render(inspection: Inspection, *, verbose: bool) -> str:
+    """Return the inspection as text."""
+    facts = inspection.facts
+    operators = ", ".join(f"{count} {name}" for name, count in sorted(facts.operators.items(), key=lambda i: -i[1]))
+    gflops, gigabytes = inspection.macs_per_us * 2 / 1e3, inspection.bytes_per_us / 1e3
+    bound = f"{inspection.least_us / 1e3:.3f} ms in float32 on one thread here"
+    rows = [
+        ("model", f"{facts.name}, opset {facts.opset}"),
+        ("inputs", "; ".join(_port(port) for port in facts.inputs)),
+        ("outputs", "; ".join(_port(port) for port in facts.outputs)),
+        ("operators", operators),
+        ("arithmetic", f"{facts.macs / 1e6:,.1f} million multiply-accumulates"),
+        ("weights", f"{facts.parameters:,} in {facts.weight_bytes / 1e6:.2f} MB"),
+        ("activations", f"peak {facts.activation_peak_bytes / 1e6:.2f} MB"),
+        ("lower bound", f"{bound} ({gflops:.0f} GFLOP/s and {gigabytes:.0f} GB/s measured)"),
+        ("fusion", _fusion(inspection)),
+    ]
+    parts = [table((), rows)]
+    parts.extend(_backend(view, verbose=verbose) for view in inspection.backends)
+    if inspection.declines:
+        parts.append("not fused:\n" + _declines(inspection.declines, verbose=verbose))
+    parts.append(_layers(inspection))
+    return "\n\n".join(parts)
+
+
+def _port(port: Port) -> str:
+    return f"{port.name} {port.dtype} [{', '.join(map(str, port.shape))}]"
+
+
+def _fusion(inspection: Inspection) -> str:
+    if inspection.fused_nodes is None:
+        return "not possible"
+    before = sum(inspection.facts.operators.values())
+    return f"{before} nodes become {inspection.fused_nodes}, by {len(inspection.changes)} changes"
+
+
+def _backend(view: BackendView, *, verbose: bool) -> str:
+    lines = [f"{view.backend}: {view.state}"]
+    if view.lacks:
+        lines.append(_declines(view.lacks, verbose=verbose))
+    if view.state != "missing":
+        lines.append(f"  int8: {view.quantized} nodes")
+    if view.floats:
+        lines.append(f"  float: {len(view.floats)} nodes\n{_declines(view.floats, verbose=verbose)}")
+    return "\n".join(lines)
+
+
+def _declines(declines: Sequence[Decline], *, verbose: bool) -> str:
+    """Return declines grouped by their reason; `verbose` names every node."""
+    if verbose:
+        return "\n".join(f"  {decline.node} ({decline.operator}): {decline.reason}" for decline in declines)
+    groups = Counter((decline.operator or decline.stage, decline.reason) for decline in declines)
+    return "\n".join(f"  {count}x {operator}: {reason}" for (operator, reason), count in groups.most_common())
+
+
+def _layers(inspection: Inspection) -> str:
+    total = max(1, sum(layer.macs for layer in inspection.layers))
+    most = sorted(inspection.layers, key=lambda layer: -layer.macs)[:MOST_LAYERS]
+    rows = [
+        (layer.node, layer.operator, f"{layer.macs / 1e6:.2f}", f"{layer.macs / total:.1%}", f"{layer.weight_bytes:,}")
+        for layer in most
+        if layer.macs
+    ]
+    return table(("layer", "operator", "MMAC", "share", "weight bytes"), rows, right=(2, 3, 4))
