@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,14 @@ def test_an_unsupported_activation_is_said_in_a_sentence() -> None:
     assert "Unsupported activation" in decline.reason or "`HardSigmoid`, `Tanh`, `Tanh`" in decline.reason
     with pytest.raises(BackendError, match="Unsupported activation"):
         OPENVINO.compile(model, RunOptions())
+
+
+@pytest.mark.parametrize("model", [graphs.quantized_conv, graphs.quantized_gemm])
+def test_quantized_operators_run_in_8_bits(model: Callable[[], ir.Model]) -> None:
+    from edgewise.backends.openvino.session import OpenVinoSession  # noqa: PLC0415 - only where openvino is installed
+
+    running = OpenVinoSession(OPENVINO.compile(model(), RunOptions()), profiled=True)
+    running.run(graphs.random_feeds(model()))
+    kernels = {layer.node_type: layer.exec_type for layer in running._request.get_profiling_info()}
+    (kernel,) = (kernels[kind] for kind in ("Convolution", "FullyConnected") if kind in kernels)
+    assert kernel.lower().endswith("i8")

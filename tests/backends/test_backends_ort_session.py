@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,11 @@ def test_one_finding_for_the_whole_model_where_no_node_is_to_blame() -> None:
     model = ir.to_proto(graphs.mlp())
     model.graph.node[1].output[0] = model.graph.node[0].output[0]
     assert session.refusal(model.SerializeToString()) is not None
+
+
+@pytest.mark.parametrize(
+    ("model", "kernel"), [(graphs.quantized_conv, "QLinearConv"), (graphs.quantized_gemm, "QLinearMatMul")]
+)
+def test_quantized_operators_run_in_8_bits(model: Callable[[], ir.Model], kernel: str) -> None:
+    layers = ORT.profile(ORT.compile(model(), RunOptions()), graphs.random_feeds(model()), 1)
+    assert kernel in {layer.operator for layer in layers}

@@ -38,6 +38,8 @@ def _feeds(model: ir.Model) -> dict[str, Array]:
     feeds = {}
     random = np.random.default_rng(0)
     for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
         shape = [size if isinstance(size, int) else 1 for size in value.shape or ()]
         if len(shape) == 4 and shape[2:] == [1, 1]:
             shape[2:] = [_SIZES["height"], _SIZES["width"]]
@@ -47,7 +49,7 @@ def _feeds(model: ir.Model) -> dict[str, Array]:
         if shape == [1, 1] and value.name == "input":
             shape = [1, 576]
         feeds[str(value.name)] = random.standard_normal(shape).astype(np.float32)
-    return {name: feeds[name] for name in feeds if name not in model.graph.initializers}
+    return feeds
 
 
 def _run(backend: str, model: ir.Model, feeds: Feeds) -> Outputs:

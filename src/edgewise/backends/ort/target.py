@@ -26,8 +26,7 @@ MOVES: Final = frozenset(
 """Operators that move or select values: ONNX Runtime drops the Q/DQ pairs around them when both have one range."""
 
 GIVES_FLOAT: Final = frozenset({"Gemm", "MatMul"})
-"""Operators whose 8-bit kernel can write float32 (QGemm, MatMulIntegerToFloat); without a Q/DQ pair behind it any
-other one runs in float."""
+"""Operators whose 8-bit kernel can write float32: QGemm, MatMulIntegerToFloat. Others need a Q/DQ pair behind."""
 
 QUANTIZED: Final = GIVES_FLOAT | MOVES | {"Conv", "Add", "AveragePool", "GlobalAveragePool", "Concat"}
 
@@ -40,7 +39,7 @@ def describe() -> Target:
         activation_type="uint8" if x86 else "int8",
         exact_product_bits=exact_product_bits(features(), x86=x86),
         quantized_operators=QUANTIZED,
-        same_range_operators=MOVES,
+        same_range_operators=MOVES | {"Concat"},
         float_types=("float32",),
         width_steps=16 if x86 else 8,
         float_output_operators=GIVES_FLOAT,
