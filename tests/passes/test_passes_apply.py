@@ -29,7 +29,9 @@ class Negate(Pass):
     name = "negate"
 
     def rewrite(self, model: ir.Model) -> Findings:
-        node = next(node for node in model.graph if node.op_type == "Relu")
+        node = next((node for node in model.graph if node.op_type == "Relu"), None)
+        if node is None:
+            return Findings()
         node.op_type = "Neg"
         return Findings([Change(stage=self.name, node=node.name or "", what="replaced Relu")])
 
@@ -122,8 +124,9 @@ def test_bodies_and_recurrence_keep_their_function(make: object) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), opset=st.sampled_from([13, 17, 20]))
+@given(seed=st.integers(0, 2**32 - 1), opset=st.sampled_from([14, 17, 20]))
 def test_random_networks_keep_their_function(seed: int, opset: int) -> None:
+    # From opset 14 on: ONNX's reference evaluator (1.23) takes every BatchNormalization before it for training.
     model = random_network(seed, opset=opset)
     after, findings = optimize(model)
     assert interface(after) == interface(model)
@@ -145,21 +148,23 @@ def _outputs(**arrays: object) -> Outputs:
 
 
 def test_difference_names_what_differs() -> None:
-    one = np.float32([1, -2])
+    one = np.array([1, -2], np.float32)
     assert difference(_outputs(y=one), _outputs(y=one), 1) is None
     assert difference(_outputs(y=one), _outputs(), 1) == "output `y` is missing afterwards"
     assert "shape [2]" in str(difference(_outputs(y=one), _outputs(y=one[:1]), 1))
     assert "1 of 2 values" in str(difference(_outputs(y=[1, 2]), _outputs(y=[1, 3]), 1))
-    assert "not finite at other places" in str(difference(_outputs(y=np.float32([1, np.inf])), _outputs(y=one), 1))
-    assert "moved by" in str(difference(_outputs(y=one), _outputs(y=np.float32([1, np.nan])), 1))
+    assert "not finite at other places" in str(
+        difference(_outputs(y=np.array([1, np.inf], np.float32)), _outputs(y=one), 1)
+    )
+    assert "moved by" in str(difference(_outputs(y=one), _outputs(y=np.array([1, np.nan], np.float32)), 1))
 
 
 def test_difference_is_bounded_in_units_of_the_largest_value() -> None:
-    expected = np.float32([1, 1000])
+    expected = np.array([1, 1000], np.float32)
     # One unit roundoff of 1000 is 2**-24 * 1000; a bound of 1 allows that anywhere, and not twice that.
     step = 1000 * 2.0**-24
-    assert difference(_outputs(y=expected), _outputs(y=np.float32([1 + step, 1000])), 1) is None
-    assert difference(_outputs(y=expected), _outputs(y=np.float32([1 + 2.5 * step, 1000])), 1) is not None
+    assert difference(_outputs(y=expected), _outputs(y=np.array([1 + step, 1000], np.float32)), 1) is None
+    assert difference(_outputs(y=expected), _outputs(y=np.array([1 + 2.5 * step, 1000], np.float32)), 1) is not None
 
 
 def test_tolerance_grows_with_terms_and_depth() -> None:

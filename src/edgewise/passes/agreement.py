@@ -11,6 +11,8 @@ than this bound.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
@@ -36,13 +38,18 @@ def tolerance(model: ir.Model) -> float:
 
 
 def _terms(node: ir.Node) -> float:
+    """Return the number of products in a sum, 1 where it is not known."""
     weight = constant(input_at(node, 1))
-    if weight is None:
-        shape = static_shape(input_at(node, 1))
-        return float(shape[-2]) if shape is not None and len(shape) > 1 else 1.0
-    if node.op_type == "Conv":
-        return float(weight.size / weight.shape[0])
-    return float(weight.size / max(1, weight.shape[-1]))
+    shape = static_shape(input_at(node, 1)) if weight is None else weight.shape
+    if shape is None or len(shape) < 2 or 0 in shape:
+        return 1.0
+    if is_operator(node, "Conv"):
+        return math.prod(shape[1:])
+    if is_operator(node, "ConvTranspose"):
+        return math.prod(shape) / shape[1]
+    if is_operator(node, *RECURRENT) or (is_operator(node, "Gemm") and node.attributes.get_int("transB", 0) == 1):
+        return shape[-1]
+    return shape[-2]
 
 
 def difference(before: Outputs, after: Outputs, bound: float) -> str | None:
