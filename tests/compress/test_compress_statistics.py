@@ -38,6 +38,15 @@ class TestObserve:
         observed = observe(model, [name, name, model.graph.outputs[0].name or ""])
         assert [value.name for value in observed.graph.outputs] == [model.graph.outputs[0].name, name]
 
+    def test_a_value_of_unknown_type_becomes_an_output_of_float32(self, ort_run: Callable[[ir.Model], Run]) -> None:
+        model = conv_net()
+        value = model.graph[0].outputs[0]
+        value.type = None
+        observed = observe(model, [value.name or ""])
+        assert observed.graph.outputs[-1].dtype == ir.DataType.FLOAT
+        assert value.type is None
+        ort_run(observed)(random_feeds(model))
+
     def test_an_unknown_name_is_an_error(self) -> None:
         with pytest.raises(ContractError, match="`nowhere`"):
             observe(conv_net(), ["nowhere"])

@@ -88,6 +88,9 @@ def observe(model: ir.Model, names: Iterable[str]) -> ir.Model:
         if name not in values:
             raise ContractError(f"A tensor to observe has to be a value of the main graph. Received `{name}`.")
         skipped.add(name)
+        if values[name].type is None:
+            # Outputs need a type; only real numbers are observed, and other than float32 would have been written down.
+            values[name].dtype = ir.DataType.FLOAT
         copy.graph.outputs.append(values[name])
     return copy
 

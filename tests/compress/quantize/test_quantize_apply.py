@@ -216,6 +216,7 @@ def test_an_output_in_the_middle_keeps_its_name_and_place(
     feeds = random_feeds(model)
     result = quantized(model, needs_output_pairs, ort_run, [feeds])
     assert [value.name for value in result.graph.outputs] == ["middle", "y"]
+    assert [value.producer().op_type for value in result.graph.outputs] == ["DequantizeLinear"] * 2  # type: ignore[union-attr]
     got, exact = any_run(result)(feeds), ort_run(model)(feeds)
     for name in ("middle", "y"):
         assert np.linalg.norm(got[name] - exact[name]) < 0.05 * np.linalg.norm(exact[name])

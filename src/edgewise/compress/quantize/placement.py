@@ -226,8 +226,8 @@ def label(node: ir.Node) -> str:
 def final(value: ir.Value) -> ir.Value:
     """Return `value` behind the activations that are fused into the operator that makes it."""
     while _is_private(value):
-        (reader, slot), *_ = value.uses()
-        if slot != 0 or not _is_fused(reader):
+        (reader, _), *_ = value.uses()
+        if not _is_fused(reader):
             break
         value = reader.outputs[0]
     return value
