@@ -211,3 +211,32 @@ def test_intervals_and_their_methods() -> None:
     assert few.method.startswith("none")
     alone = summarise(_scored(METRICS["mae"], [[1.0]], [0.0]), METRICS["mae"])
     assert (alone.low, alone.value, alone.high) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["auc", "f1", "map", "miou"])
+def test_a_stack_of_items_gives_what_the_list_gives(name: str) -> None:
+    metric = METRICS[name]
+    assert isinstance(metric, Whole)
+    rng = np.random.default_rng(3)
+    if name == "miou":
+        kept = [metric.item(rng.random((3, 4, 4)), rng.integers(0, 3, (4, 4))) for _ in range(12)]
+    else:
+        kept = [metric.item(rng.random(3).astype(np.float32), int(rng.integers(0, 3))) for _ in range(12)]
+    chosen = rng.integers(0, 12, 12)
+    assert metric.stackable
+    assert metric.total(np.stack(kept)[chosen]) == pytest.approx(metric.total([kept[index] for index in chosen]))
+
+
+def test_long_resamplings_are_fewer() -> None:
+    def of(metric: Metric, n: int, items: bytes = b"") -> int:
+        values = bytes(8 * n) if isinstance(metric, PerSample) else b""
+        found = Scores(
+            metric=metric.name, n=n, samples="", value=0, values=values, items=items,
+            same_output=False, same_decision=False,
+        )  # fmt: skip
+        return accuracy.resamples(found, metric)
+
+    assert of(METRICS["rmse"], 300) == bootstrap.RESAMPLES
+    assert of(METRICS["rmse"], 40_000) == 1000
+    assert of(METRICS["map"], 3000, bytes(4 * 6_000_000)) == 199
+    assert of(Whole(name="own", item=lambda *_: 0, total=lambda _: 1.0), 3000, b"1") == 499

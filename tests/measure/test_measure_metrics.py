@@ -211,6 +211,19 @@ class Mean:
     def whole(self, outputs, labels):
         return sum(labels) / len(outputs)
 
+class Counted:
+    bounds = None
+    def item(self, output, label):
+        return 10 * label
+    def whole(self, items):
+        return sum(items)
+
+class Count:
+    def item(self, output, label):
+        return [len(output), label]
+    def whole(self, items):
+        return sum(length == label for length, label in items) / len(items)
+
 near = Near()
 class box:
     inner = near
@@ -235,11 +248,17 @@ def test_metrics_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (near.output, near.bounds, near.higher_is_better, near.relative) == ("distance", (0.0, 1.0), True, False)
     assert near.score(np.float32(1), 1.5) == 1
     assert isinstance(metrics.resolve("own_metric:box.inner"), PerSample)
+    counted = metrics.resolve("own_metric:Counted")
+    assert isinstance(counted, Whole)
+    assert counted.total([counted.item(None, 1), counted.item(None, 2)]) == 30
     mean = metrics.resolve("own_metric:Mean")
     assert isinstance(mean, Whole)
     assert (mean.output, mean.bounds, mean.higher_is_better, mean.relative) == ("all", None, False, True)
     assert mean.total([mean.item("a", 1), mean.item("b", 2)]) == 1.5
     assert metrics.resolve("own_metric:Endless").bounds is None
+    count = metrics.resolve("own_metric:Count")
+    assert isinstance(count, Whole)
+    assert count.total([count.item("ab", 2), count.item("abc", 2)]) == 0.5
     for name, message in (
         ("own_metric:nothing", "has to have `per_sample"),
         ("own_metric:missing", "has no `missing`"),

@@ -21,7 +21,7 @@ METHOD: Final = "betting bound on a bounded mean (Waudby-Smith and Ramdas 2024; 
 BINOMIAL_METHOD: Final = "Clopper-Pearson (Clopper and Pearson 1934)"
 
 _ENDS: Final = ((0.0, 1.0), (0.4, 0.6), (0.49, 0.51), (0.9, 1.0), (0.99, 1.0))
-_GRID: Final = np.unique(np.concatenate([np.linspace(first, last, 401) for first, last in _ENDS]))
+_GRID: Final = np.unique(np.concatenate([np.linspace(first, last, 201) for first, last in _ENDS]))
 """The hypothetical means, as shares of the range, densest where a paired drop or a flip rate near zero lies."""
 
 _MOST_AT_STAKE: Final = 0.95

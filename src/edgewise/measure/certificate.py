@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from edgewise.errors import ContractError, DataError, RecipeError
 from edgewise.measure import betting, bootstrap, discordance, planning
-from edgewise.measure.accuracy import Scores, is_binary, statistic
+from edgewise.measure.accuracy import Scores, is_binary, resamples, statistic
 from edgewise.measure.metrics import Metric, PerSample
 from edgewise.records.certificate import Certificate, Claim
 
@@ -227,7 +227,7 @@ def _resampled(original: Scores, optimized: Scores, metric: Metric, confidence: 
             return lost
         return lost / abs(old) if old else math.nan
 
-    low, high = bootstrap.bounds(drop, original.n, confidence=confidence)
+    low, high = bootstrap.bounds(drop, original.n, confidence=confidence, resamples=resamples(original, metric))
     observed = drop(np.arange(original.n))
     return _Finding(
         drop=observed, lower=min(low, observed), upper=max(high, observed), method=bootstrap.METHOD, exact=False

@@ -5,7 +5,8 @@ is bounded), or `Whole`, a function of all samples at once (bootstrap). One of y
 with `per_sample(output, label)` or `whole(outputs, labels)`, and optionally `higher_is_better` (True), `bounds`
 (`(0, 1)`; None says that there are none) and `output`: the name of the output that it reads, or `outputs = "all"` for
 a dictionary of all of them. Without a name it reads the model's first output. Outputs come without the
-batch axis.
+batch axis. With `item(output, label)` beside it, `whole(items)` gets what that returned of each sample instead: a
+bootstrap calls `whole` some thousand times, so what can be done once a sample belongs into `item`.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Whole:
         name: Its name.
         item: What is kept of `(output, label)`: as little as `total` needs.
         total: The metric of these items; NaN where it is not defined, as for an AUC without positives.
+        stackable: Whether items are arrays, and `total` takes one array of all of them as well, samples first.
         higher_is_better: Direction.
         bounds: Least and greatest possible value, or None.
         output: As for `PerSample`.
@@ -78,7 +80,8 @@ class Whole:
 
     name: str
     item: Callable[[Any, Any], Any]
-    total: Callable[[Sequence[Any]], float]
+    total: Callable[[Any], float]
+    stackable: bool = False
     higher_is_better: bool = True
     bounds: tuple[float, float] | None = (0.0, 1.0)
     output: str = FIRST
@@ -98,10 +101,10 @@ METRICS: Final[dict[str, Metric]] = {
         PerSample(name="top1", score=scoring.top1),
         PerSample(name="top5", score=scoring.top5),
         PerSample(name="accuracy", score=scoring.accuracy),
-        Whole(name="auc", item=scoring.scores_and_label, total=scoring.auc),
-        Whole(name="f1", item=scoring.decision_and_label, total=scoring.f1),
-        Whole(name="map", item=scoring.scores_and_label, total=scoring.mean_average_precision),
-        Whole(name="miou", item=scoring.overlaps, total=scoring.mean_intersection_over_union),
+        Whole(name="auc", item=scoring.scores_and_label, total=scoring.auc, stackable=True),
+        Whole(name="f1", item=scoring.decision_and_label, total=scoring.f1, stackable=True),
+        Whole(name="map", item=scoring.scores_and_label, total=scoring.mean_average_precision, stackable=True),
+        Whole(name="miou", item=scoring.overlaps, total=scoring.mean_intersection_over_union, stackable=True),
         PerSample(name="rmse", score=scoring.squared_error, higher_is_better=False, bounds=None, root=True),
         PerSample(name="mae", score=scoring.absolute_error, higher_is_better=False, bounds=None),
         PerSample(name="psnr", score=scoring.psnr, bounds=None),
@@ -208,10 +211,15 @@ def _adapt(name: str, found: Any) -> Metric:
     if callable(per_sample):
         return PerSample(name=name, score=per_sample, higher_is_better=higher, bounds=bounds, output=output)
     if callable(whole):
+        item = getattr(found, "item", None)
         return Whole(
             name=name,
-            item=lambda output, label: (output, label),
-            total=lambda items: float(whole([item[0] for item in items], [item[1] for item in items])),
+            item=item if callable(item) else lambda output, label: (output, label),
+            total=(
+                (lambda items: float(whole(items)))
+                if callable(item)
+                else (lambda items: float(whole([pair[0] for pair in items], [pair[1] for pair in items])))
+            ),
             higher_is_better=higher,
             bounds=bounds,
             output=output,

@@ -3,6 +3,7 @@
 `output` is a model's output for one sample without the batch axis. Functions that take `(output, label)` raise
 `DataError` when they do not fit; the caller adds which sample it was. An output is taken for class scores when its
 last axis has at least two entries; its other axes are positions (time steps, pixels), each with a decision of its own.
+Metrics of the whole set take a list of items, or one array of all of them, which resampling needs to be fast.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from edgewise.errors import DataError
 from edgewise.records.tensors import Array
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
+Scored: TypeAlias = npt.NDArray[np.float32]
 
 THRESHOLD: Final = 0.5
 """A single score at or above it means class 1."""
@@ -67,12 +68,13 @@ def decision_and_label(output: Array, label: Any) -> IntArray:
     return np.stack([decisions(output).ravel(), _classes(output, label).ravel()])
 
 
-def f1(items: Sequence[IntArray]) -> float:
+def f1(items: Sequence[IntArray] | IntArray) -> float:
     """Return the F1 score: of class 1 where all decisions and labels are 0 or 1, else the mean over the classes.
 
     The classes are those that occur among the labels. NaN without any.
     """
-    chosen, true = np.concatenate(list(items), axis=1)
+    pairs = _stacked(items).reshape(2, -1) if isinstance(items, np.ndarray) else np.concatenate(items, axis=1)
+    chosen, true = pairs
     if not true.size:
         return math.nan
     size = int(max(chosen.max(), true.max())) + 1
@@ -86,7 +88,7 @@ def f1(items: Sequence[IntArray]) -> float:
     return float(np.mean(2 * hits[occurs] / counted[occurs]))
 
 
-def scores_and_label(output: Array, label: Any) -> npt.NDArray[np.float32]:
+def scores_and_label(output: Array, label: Any) -> Scored:
     """Return the scores and the 0/1 target of each class as `[2, C]`, for `auc` and `map`.
 
     The label is a class index, or one 0/1 entry a class (several may be 1). A single score has the label 0 or 1.
@@ -105,13 +107,13 @@ def scores_and_label(output: Array, label: Any) -> npt.NDArray[np.float32]:
     return np.stack([scores, np.eye(1, scores.size, index, dtype=np.float32)[0]])
 
 
-def auc(items: Sequence[npt.NDArray[np.float32]]) -> float:
+def auc(items: Sequence[Scored] | Scored) -> float:
     """Return the area under the ROC curve; ties count half (Mann and Whitney 1947).
 
     With one score that of class 1, with two that of their difference, else the mean over the classes one against
     the rest. Classes without a positive or without a negative sample are left out; NaN if none is left.
     """
-    scores, targets = np.stack(items, axis=1)
+    scores, targets = _stacked(items)
     if scores.shape[1] == 2:
         scores, targets = scores[:, 1:] - scores[:, :1], targets[:, 1:]
     areas = [_area(scores[:, c], targets[:, c] > 0) for c in range(scores.shape[1])]
@@ -119,13 +121,13 @@ def auc(items: Sequence[npt.NDArray[np.float32]]) -> float:
     return float(np.mean(defined)) if defined else math.nan
 
 
-def mean_average_precision(items: Sequence[npt.NDArray[np.float32]]) -> float:
+def mean_average_precision(items: Sequence[Scored] | Scored) -> float:
     """Return the average precision of ranking all samples by each class's score, averaged over the classes.
 
     This is the `map` of classification and tagging. That of detection needs decoded boxes, which no exported graph
     has in a common form: it is a metric of one's own. Classes without a positive are left out; NaN if none is left.
     """
-    scores, targets = np.stack(items, axis=1)
+    scores, targets = _stacked(items)
     values = [
         _average_precision(scores[:, c], targets[:, c] > 0) for c in range(scores.shape[1]) if targets[:, c].any()
     ]
@@ -163,11 +165,14 @@ def overlaps(output: Array, label: Any) -> IntArray:
     )
 
 
-def mean_intersection_over_union(items: Sequence[IntArray]) -> float:
+def mean_intersection_over_union(items: Sequence[IntArray] | IntArray) -> float:
     """Return intersection over union from the pixels of all samples, averaged over the classes that occur."""
-    totals = np.zeros((3, max(item.shape[1] for item in items)), np.int64)
-    for item in items:
-        totals[:, : item.shape[1]] += item
+    if isinstance(items, np.ndarray):
+        totals = items.sum(axis=0)
+    else:
+        totals = np.zeros((3, max(item.shape[1] for item in items)), np.int64)
+        for item in items:
+            totals[:, : item.shape[1]] += item
     union = totals[1] + totals[2] - totals[0]
     occurs = union > 0
     return float(np.mean(totals[0][occurs] / union[occurs])) if occurs.any() else math.nan
@@ -303,13 +308,20 @@ def _difference(output: Array, label: Any) -> npt.NDArray[np.float64]:
     return np.asarray(output.astype(np.float64).ravel() - true.astype(np.float64).ravel())
 
 
+def _stacked(items: Sequence[Array] | Array) -> Array:
+    """Return the items as one array with the samples on its second axis."""
+    return np.moveaxis(items, 0, 1) if isinstance(items, np.ndarray) else np.stack(items, axis=1)
+
+
 def _area(scores: Array, positive: npt.NDArray[np.bool_]) -> float:
     positives = int(positive.sum())
     negatives = positive.size - positives
     if positives == 0 or negatives == 0:
         return math.nan
-    ranks = stats.rankdata(scores)
-    return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    # Sorted on both sides: a search in order stays in the cache, and resampling does this thousands of times.
+    others, own = np.sort(scores[~positive]), np.sort(scores[positive])
+    ahead = np.searchsorted(others, own, side="left") + np.searchsorted(others, own, side="right")
+    return float(ahead.sum() / (2 * positives * negatives))
 
 
 def _average_precision(scores: Array, positive: npt.NDArray[np.bool_]) -> float:
