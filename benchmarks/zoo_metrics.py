@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,55 +31,64 @@ class Ap50:
     higher_is_better = True
     bounds = (0.0, 1.0)
 
+    @classmethod
+    def item(cls, output: npt.NDArray[np.float32], label: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Match one picture's boxes with its labels: which is a hit does not depend on other pictures.
+
+        Returns:
+            What was found, `[N, 3]`: class, score, 1 for a hit; and how many there are of each class, `[80]`.
+        """
+        boxes, scores, classes = cls._detections(output)
+        hits = np.zeros(len(scores))
+        for kind in np.unique(classes):
+            free = label[label[:, 0] == kind, 1:]
+            for index in np.flatnonzero(classes == kind):
+                overlaps = intersection_over_union(boxes[index], free)
+                if len(overlaps) and overlaps.max() >= 0.5:
+                    hits[index] = 1
+                    free = np.delete(free, int(overlaps.argmax()), axis=0)
+        counts = np.bincount(label[:, 0].astype(np.int64), minlength=80).astype(np.float64)
+        return np.stack([classes.astype(np.float64), scores, hits], axis=1), counts
+
     @staticmethod
-    def item(output: npt.NDArray[np.float32], label: FloatArray) -> Any:
-        """Keep boxes, scores and classes above a score of 0.01 after greedy suppression at 0.45."""
+    def _detections(output: npt.NDArray[np.float32]) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+        """Return boxes, scores above 0.01 and classes, best first, after greedy suppression per class at 0.45."""
         grid = output.reshape(output.shape[-3:]).astype(np.float64)
-        height, width = grid.shape[1:]
+        height, width = output.shape[-2:]
         rows, columns = np.indices((height, width))
         scores = grid[0] ** 0.6 * grid[5:].max(axis=0) ** 0.4
         x, y = (columns + np.tanh(grid[1])) / width, (rows + np.tanh(grid[2])) / height
         w, h = 1 / (1 + np.exp(-grid[3])), 1 / (1 + np.exp(-grid[4]))
         corners = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1)
         seen = scores > 0.01
-        boxes, scores, classes = corners[seen], scores[seen], grid[5:].argmax(axis=0)[seen]
-        order = list(np.argsort(-scores, kind="stable"))
+        boxes, found, classes = corners[seen], scores[seen], grid[5:].argmax(axis=0)[seen]
+        order = np.argsort(-found, kind="stable")
         kept: list[int] = []
-        while order:
-            best = order.pop(0)
+        while len(order):
+            best, order = int(order[0]), order[1:]
             kept.append(best)
-            close = intersection_over_union(boxes[best], boxes[order]) > 0.45 if order else np.zeros(0, bool)
-            order = [
-                other for other, near in zip(order, close, strict=True) if not near or classes[other] != classes[best]
-            ]
-        return boxes[kept], scores[kept], classes[kept], label
-
-    @classmethod
-    def whole(cls, outputs: Sequence[npt.NDArray[np.float32]], labels: Sequence[FloatArray]) -> float:
-        """Return the mean average precision over the classes that occur in the labels."""
-        items = [cls.item(output, label) for output, label in zip(outputs, labels, strict=True)]
-        classes = sorted({int(kind) for *_, label in items for kind in label[:, 0]})
-        return float(np.mean([cls._average_precision(items, kind) for kind in classes])) if classes else float("nan")
+            close = intersection_over_union(boxes[best], boxes[order]) > 0.45
+            order = order[~(close & (classes[order] == classes[best]))]
+        return boxes[kept], found[kept], classes[kept]
 
     @staticmethod
-    def _average_precision(items: Sequence[Any], kind: int) -> float:
-        found: list[tuple[float, bool]] = []
-        total = 0
-        for boxes, scores, classes, label in items:
-            free = label[label[:, 0] == kind, 1:]
-            total += len(free)
-            for index in np.flatnonzero(classes == kind):
-                overlaps = intersection_over_union(boxes[index], free) if len(free) else np.zeros(1)
-                hit = bool(overlaps.max() >= 0.5)
-                if hit:
-                    free = np.delete(free, int(overlaps.argmax()), axis=0)
-                found.append((float(scores[index]), hit))
-        hits = np.array([hit for _, hit in sorted(found, key=lambda pair: -pair[0])], dtype=np.float64)
-        if not len(hits):
-            return 0.0
-        recall, precision = np.cumsum(hits) / total, np.cumsum(hits) / np.arange(1, len(hits) + 1)
-        envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-        return float(envelope[np.searchsorted(recall, np.linspace(0, 1, 101))].mean())
+    def whole(items: Sequence[tuple[FloatArray, FloatArray]]) -> float:
+        """Return the mean average precision over the classes that occur in the labels."""
+        found = np.concatenate([detections for detections, _ in items])
+        totals = np.sum([counts for _, counts in items], axis=0)
+        found = found[np.lexsort((-found[:, 1], found[:, 0]))]
+        precisions = []
+        for kind in np.flatnonzero(totals):
+            first, last = np.searchsorted(found[:, 0], [kind, kind + 1])
+            hits = found[first:last, 2]
+            if not len(hits):
+                precisions.append(0.0)
+                continue
+            gained = np.cumsum(hits)
+            precision = np.maximum.accumulate((gained / np.arange(1, len(hits) + 1))[::-1])[::-1]
+            at = np.searchsorted(gained / totals[kind], np.linspace(0, 1, 101))
+            precisions.append(float(np.append(precision, 0.0)[at].mean()))
+        return float(np.mean(precisions)) if precisions else float("nan")
 
 
 class WordAccuracy:

@@ -21,6 +21,7 @@ from edgewise.records.findings import Decline
 from edgewise.records.run import ModelFacts
 from edgewise.records.tensors import Port
 from edgewise.samples.bind import Dataset, bind
+from edgewise.samples.folder import class_names
 from edgewise.samples.open import open_source
 from edgewise.samples.preprocessing import Preprocessing, read_settings
 from edgewise.samples.split import split
@@ -156,7 +157,7 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
         sha256=_digest(_split_hash(part) for part in (calibrate, select, certify)),
         certify_sha256=_split_hash(certify),
         labelled=select.dataset.labels() is not None and certify.dataset.labels() is not None,
-        classes=None,
+        classes=_classes(request.select or request.samples),
     )
 
 
@@ -172,6 +173,10 @@ def preprocessing_of(request: DataRequest) -> Preprocessing:
     folder = samples if samples.is_dir() else samples.parent
     beside = folder / SETTINGS_FILE
     return read_settings(beside) if beside.is_file() else Preprocessing()
+
+
+def _classes(spec: str) -> tuple[str, ...] | None:
+    return class_names(Path(spec)) if Path(spec).is_dir() else None
 
 
 def _whole(dataset: Dataset) -> Split:

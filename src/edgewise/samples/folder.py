@@ -134,6 +134,14 @@ def open_folder(folder: Path, preprocessing: Preprocessing, label: str | None) -
     return ImageSource(str(folder), files, labels, preprocessing=preprocessing, extra=extra)
 
 
+def class_names(folder: Path) -> tuple[str, ...] | None:
+    """Return the names of the classes where their positions are the labels (one sub-folder a class), else None."""
+    if (folder / LABELS_FILE).is_file():
+        return None
+    names = tuple(child.name for child in _children(folder) if child.is_dir() and _images(child))
+    return None if not names or all(re.fullmatch(r"[0-9]{1,9}", name) for name in names) else names
+
+
 def _listed(folder: Path, preprocessing: Preprocessing, column: str) -> ImageSource:
     """Return the images that `labels.csv` lists."""
     table = folder / LABELS_FILE
