@@ -123,7 +123,7 @@ def test_bodies_and_recurrence_keep_their_function(make: object) -> None:
     assert_same_function(model, after)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), opset=st.sampled_from([14, 17, 20]))
 def test_random_networks_keep_their_function(seed: int, opset: int) -> None:
     # From opset 14 on: ONNX's reference evaluator (1.23) takes every BatchNormalization before it for training.

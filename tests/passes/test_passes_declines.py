@@ -328,6 +328,15 @@ def test_zero_padding_behind_relu_goes_into_max_pooling() -> None:
     assert run(FusePad(), build)[0] == ["Relu", "MaxPool"]
 
 
+def test_padding_above_zero_does_not_go_into_max_pooling() -> None:
+    def build(b: GraphBuilder, x: str) -> None:
+        b.output(b.node("MaxPool", pad(b, b.node("Relu", x), *SPATIAL, fill=1), kernel_shape=[2, 2]), "y")
+
+    operators, findings = run(FusePad(), build)
+    assert "Pad" in operators
+    assert "the Pad before it with 1" in findings.declines[0].reason
+
+
 def test_clamps_in_a_row() -> None:
     def build(b: GraphBuilder, x: str) -> None:
         value = b.node("Clip", x, b.constant(np.float32(-2)), b.constant(np.float32(0.5)))

@@ -54,10 +54,10 @@ class PassKit:
 
     pass_class: ClassVar[Callable[[], Pass]]
     sites: ClassVar[tuple[Callable[[], ir.Model], ...]] = ()
-    seeds: ClassVar[range] = range(4)
+    seeds: ClassVar[range] = range(2)
 
     def models(self) -> list[ir.Model]:
-        """Return the models of the kit: those with sites, random ones, and one with bodies."""
+        """Return new models of the kit: those with sites, random ones, and one with bodies."""
         made = [site() for site in self.sites] + [random_network(seed) for seed in self.seeds] + [branching_net()]
         return [with_shapes(model) for model in made]
 
