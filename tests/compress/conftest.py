@@ -43,7 +43,7 @@ def _ort(model: ir.Model) -> Run:
 
 
 def _openvino(model: ir.Model) -> Run:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how an import is refused
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # refuses an import
     openvino = importlib.import_module("openvino")
     names = [str(output.name) for output in model.graph.outputs]
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}

@@ -18,9 +18,9 @@ from edgewise.records.tensors import Array, Feeds, Run
 POSITIONS: Final = 1 << 15
 """Most values of one tensor and one sample that go into its histogram.
 
-Larger tensors are read at regular positions that move from sample to sample. Extremes and means stay exact. A share of
-the values seen in 300 samples has a standard error of at most 1.6e-4 even where neighbours were no news at all beyond
-those positions; that is far less than samples differ from each other.
+Larger tensors are read at regular positions that move from sample to sample. Extremes and means stay exact; a share of
+the values has, for 300 samples and as if positions were independent, a standard error of at most
+0.5 / sqrt(300 x 32768) = 1.6e-4.
 """
 
 

@@ -135,7 +135,7 @@ def least_squares_scales(weight: Array, *, axis: int | None, bits: int = 8) -> n
 
     Sixteen clipping thresholds between 0.7 and 1 times the largest magnitude are tried; 1 is one of them, so that the
     error is never larger than without clipping. (Nahshan et al. 2021, "Loss Aware Post-training Quantization",
-    section 3, take the same objective as their starting point.)
+    start from the minimum of the same kind of objective.)
 
     Args:
         weight: Weights, any shape, finite.

@@ -18,7 +18,7 @@ def weight_error_shift(
 ) -> npt.NDArray[np.float64] | None:
     """Return by how much rounding the weights lowers the mean of each output channel of `node`.
 
-    Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", equation 15, with the
+    Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.2, with the
     observed means of the inputs in place of those that batch normalization implies. Closed form, one layer at a time:
     no layer's correction depends on another's. Padding is left out of account (a border sees fewer inputs).
 
