@@ -105,7 +105,7 @@ browser:
 	fi
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-pins dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-pins dist edgewise-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # One marker file a set of packages: installed once, and again when what is asked for changed.
 $(VENV)/.pip:
