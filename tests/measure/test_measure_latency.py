@@ -198,16 +198,17 @@ def test_ranks_are_those_of_the_published_table() -> None:
 
 @given(rounds=st.integers(1, 400), confidence=st.floats(0.5, 0.999))
 def test_the_rank_is_the_largest_that_keeps_the_level(rounds: int, confidence: float) -> None:
-    def coverage(rank: int) -> float:
-        outside: int = 2 * sum(math.comb(rounds, k) for k in range(rank))
-        return 1 - float(outside / 2**rounds)
+    def coverage(rank: int, of: int = rounds) -> float:
+        outside: int = 2 * sum(math.comb(of, k) for k in range(rank))
+        return 1 - float(outside / 2**of)
 
     try:
         rank = latency._rank(rounds, confidence)
     except RecipeError as error:
         needed = int(str(error).split("at least ")[1].split()[0])
         assert rounds < needed
-        assert 1 - 2 / 2**needed >= confidence
+        assert coverage(1, of=needed) >= confidence - 1e-12
+        assert coverage(1, of=needed - 1) < confidence + 1e-12
         return
     # One rounding each in `1 - confidence` and in the division.
     assert coverage(rank) >= confidence - 1e-12

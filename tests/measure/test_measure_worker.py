@@ -276,3 +276,16 @@ def test_peak_memory_grows_with_what_is_touched() -> None:
     # All pages of the block were written while the rest stayed; the kernel may lag by some pages per thread.
     assert after >= block.nbytes
     assert after <= before + block.nbytes + 64 * 2**20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_process_that_the_runtime_leaves_behind_holds_nobody_up(
+    fake_entry: Make, fake_command: Sequence[str], feeds: Samples
+) -> None:
+    with working(fake_entry("a", fork_for_s=60), feeds, command=fake_command) as worker:
+        worker.load()
+        (child,) = psutil.Process(worker.pid).children()
+        begin = time.monotonic()
+        worker.close()
+        assert time.monotonic() - begin < 30
+    child.kill()

@@ -151,6 +151,20 @@ def test_the_bundle_s_pre_processing_is_applied_to_raw_samples_only(tmp_path: Pa
         engine.outputs(array)  # floating-point samples are taken as they are
 
 
+def test_a_prepared_sample_is_not_prepared_again(tmp_path: Path) -> None:
+    model = graphs.conv_net(size=8)
+    name, _ = image_of(model)
+    steps = Preprocessing(color="bgr")
+    folder = bundled(tmp_path, model, replace(CONTRACT, preprocessing=steps))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    with Engine(folder) as engine:
+        for sample in (pixels, Sample({"": apply(pixels, steps)})):
+            (scores,) = engine.outputs(sample).values()
+            batch = pixels[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32, order="C")
+            (expected,) = Bundle.load(folder).session().run({name: batch}).values()
+            np.testing.assert_array_equal(scores, expected)
+
+
 def test_a_sample_that_does_not_fit_is_named(net: tuple[Path, ir.Model]) -> None:
     with Engine(net[0]) as engine:
         with pytest.raises(DataError, match=r"`b\.png`"):

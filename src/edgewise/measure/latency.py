@@ -8,6 +8,7 @@ round it is as likely to come first as second. This is what makes the interval o
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 import statistics
@@ -275,7 +276,7 @@ def _rank(rounds: int, confidence: float) -> int:
         rank += 1
         tail += math.comb(rounds, rank)
     if rank == 0:
-        needed = math.ceil(1 - math.log2(1 - confidence))
+        needed = next(n for n in itertools.count(1) if (1 - confidence) / 2 * 2**n >= 1)
         raise RecipeError(
             f"An interval at {confidence:.0%} has to be made of at least {needed} rounds. Received {rounds}.",
             hint="Give the measurement more rounds (`min_rounds`).",

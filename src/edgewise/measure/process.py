@@ -139,9 +139,11 @@ class WorkerProcess:
         """End the process and wait for its end. May be called again."""
         self._process.kill()
         self._process.wait()
-        # The listener reads to the end of the pipe before the pipe is closed under it.
-        self._listener.join()
-        for stream in (self._process.stdin, self._process.stdout, self._words):
+        # The pipe must not be closed under the listener. It ends with the pipe, unless a runtime has left behind a
+        # process of its own that holds the other end.
+        self._listener.join(timeout=5.0)
+        stdout = None if self._listener.is_alive() else self._process.stdout
+        for stream in (self._process.stdin, stdout, self._words):
             if stream is not None:
                 # Closing sends what is left of a request, possibly to a process that died.
                 with contextlib.suppress(BrokenPipeError):
