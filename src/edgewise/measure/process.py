@@ -141,7 +141,7 @@ class WorkerProcess:
         self._process.wait()
         # The pipe must not be closed under the listener. It ends with the pipe, unless a runtime has left behind a
         # process of its own that holds the other end.
-        self._listener.join(timeout=5.0)
+        self._listener.join(timeout=1.0)
         stdout = None if self._listener.is_alive() else self._process.stdout
         for stream in (self._process.stdin, stdout, self._words):
             if stream is not None:
