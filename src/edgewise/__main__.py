@@ -1,7 +1,8 @@
-"""`python -m edgewise` and the `edgewise` command: errors become exit codes here and nowhere else."""
+"""`python -m edgewise` and the `edgewise` command."""
 
 from __future__ import annotations
 
+import io
 import sys
 
 from edgewise.cli.app import run
@@ -9,6 +10,10 @@ from edgewise.cli.app import run
 
 def main() -> None:
     """Run the command line and leave with its exit code: 0, 2 (the user can fix it), 70 (we must), 130 (Ctrl-C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows no micro sign shows a question mark; it does not lose a result.
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 

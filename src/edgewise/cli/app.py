@@ -2,155 +2,165 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
-import functools
 import os
+import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, Any, Final, NoReturn
+from typing import Final
 
-import typer
+import click
 
 from edgewise import __version__
+from edgewise.cli.command import CONTEXT
 from edgewise.cli.console import fail
-from edgewise.errors import EdgewiseError, InternalError, OutputError, ResourceError
+from edgewise.errors import EdgewiseError, InternalError, OutputError, ResourceError, UserError
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 
+_STOPPED: Final = "Interrupted."
+_RESUMES: Final = "Interrupted. What was finished is kept; the same command goes on from there."
 _LESS_MEMORY: Final = "Try a smaller batch or shape with `--shape`, or a machine with more memory."
-_FREE_SPACE: Final = "Free some space or choose another disk with `--out`; what was finished before is kept."
+_FREE_SPACE: Final = "Free some space or choose another disk; what was finished before is kept."
+_FAULT: Final = (
+    "This is a fault of edgewise. Please report it with the lines above and the output of `edgewise inspect` for the "
+    "model."
+)
 
 
 @dataclass(frozen=True)
-class Command:
+class Entry:
     """One command.
 
     Attributes:
-        module: The module that holds it; loaded when the command is called, so that `run` stays light on a device.
+        place: `module:attribute` of the command; loaded when it is called, so that `run` stays light on a device.
         says: What it does, in one line.
-        function: Its function, or a Typer app where the command has commands of its own.
+        interrupted: What is said after Ctrl-C; nothing where stopping is how the command is ended.
     """
 
-    module: str
+    place: str
     says: str
-    function: str
+    interrupted: str = _STOPPED
 
 
 COMMANDS: Final = {
-    "optimize": Command("edgewise.cli.optimize", "Make a model as small and fast as this machine allows.", "optimize"),
-    "run": Command("edgewise.cli.run", "Run a bundle on files, a folder or standard input.", "run"),
-    "report": Command("edgewise.cli.report", "Write the HTML report of a run again.", "report"),
-    "inspect": Command("edgewise.cli.inspect", "What a model holds, costs, and what can be done with it.", "inspect"),
-    "bench": Command("edgewise.cli.bench", "Latency and memory of models or bundles, measured in turns.", "bench"),
-    "eval": Command("edgewise.cli.evaluate", "The metric of one model; of two, what the second loses.", "evaluate"),
-    "diff": Command("edgewise.cli.diff", "Where two models part, layer by layer.", "diff"),
-    "export": Command("edgewise.cli.export", "Write a bundle's model as ONNX or OpenVINO IR.", "export"),
-    "bundle": Command("edgewise.cli.bundle", "Check a bundle where it lies.", "app"),
-    "doctor": Command("edgewise.cli.doctor", "What this machine has, and which backends are ready.", "doctor"),
-    "demo": Command("edgewise.cli.demo", "The main job on a model and samples that come with edgewise.", "demo"),
+    "optimize": Entry(
+        "edgewise.cli.optimize:optimize", "Make a model as small and fast as this machine allows.", _RESUMES
+    ),
+    "run": Entry("edgewise.cli.run:run", "Run a bundle on files, a folder or standard input.", ""),
+    "report": Entry("edgewise.cli.report:report", "Write the HTML report of a run again."),
+    "inspect": Entry("edgewise.cli.inspect:inspect", "What a model holds, costs, and what can be done with it."),
+    "bench": Entry("edgewise.cli.bench:bench", "Latency and memory of models or bundles, measured in turns."),
+    "eval": Entry("edgewise.cli.evaluate:evaluate", "The metric of one model; of two, what the second loses."),
+    "diff": Entry("edgewise.cli.diff:diff", "Where two models part, tensor by tensor."),
+    "export": Entry("edgewise.cli.export:export", "Write a bundle's model as ONNX or OpenVINO IR."),
+    "bundle": Entry("edgewise.cli.bundle:bundle", "Check a bundle where it lies."),
+    "doctor": Entry("edgewise.cli.doctor:doctor", "What this machine has, and which backends are ready."),
+    "demo": Entry("edgewise.cli.demo:demo", "The main job on a model and samples that come with edgewise.", _RESUMES),
 }
+
+
+class Commands(click.Group):
+    """The group of all commands, loaded one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  the base class decides
+        """Return the names of all commands, the most used first."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """Load one command.
+
+        Raises:
+            UsageError: If there is none of this name.
+        """
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            close = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            meant = f" Did you mean `{close[0]}`?" if close else ""
+            raise click.UsageError(f"There is no command `{cmd_name}`.{meant}", ctx)
+        module, _, attribute = entry.place.partition(":")
+        found: click.Command = getattr(import_module(module), attribute)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  as above
+        """Write the table of commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.says) for name, entry in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings=CONTEXT, epilog="`edgewise COMMAND --help` says more, with an example.")
+@click.version_option(__version__, message="edgewise %(version)s", help="Print the version and leave.")
+def app() -> None:
+    """Make a trained model as small, fast and frugal as the device allows, with proof; then run it there."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code: 0, 2 (the user can fix it), 70 (we must) or 130 (Ctrl-C)."""
     try:
-        _app(arguments)(list(arguments), prog_name="edgewise")
-    except SystemExit as leave:
-        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        with app.make_context("edgewise", list(arguments)) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted(arguments)
+    except Exception as error:  # noqa: BLE001  this is the place that errors come to
+        return _failed(error)
     return 0
 
 
-def _app(arguments: Sequence[str]) -> typer.Typer:
-    app = typer.Typer(
-        help="Makes a trained model as small, fast and frugal as the device allows, with proof; then runs it there.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-    )
-    app.callback()(_options)
-    called = next((word for word in arguments if not word.startswith("-")), None)
-    for name, command in COMMANDS.items():
-        if name != called:
-            # Only its line in the list of commands is needed.
-            app.command(name, help=command.says)(_never_called)
-            continue
-        target = getattr(import_module(command.module), command.function)
-        if isinstance(target, typer.Typer):
-            for registered in target.registered_commands:
-                assert registered.callback is not None  # noqa: S101  # every command was made from a function
-                registered.callback = _guarded(registered.callback)
-            app.add_typer(target, name=name, help=command.says)
-        else:
-            app.command(name)(_guarded(target))
-    return app
+def _interrupted(arguments: Sequence[str]) -> int:
+    called = next((COMMANDS[word] for word in arguments if word in COMMANDS), None)
+    said = _STOPPED if called is None else called.interrupted
+    if said:
+        sys.stderr.write(f"{said}\n")
+    return INTERRUPTED
 
 
-def _show_version(value: bool) -> None:  # typer calls it with the option's value
-    if value:
-        typer.echo(f"edgewise {__version__}")
-        raise typer.Exit
+def _failed(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        # Nothing is wrong with `edgewise ... | head`; nothing more can be said to it, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    known = _as_ours(error)
+    if known is None:
+        traceback.print_exception(error)
+        met = f"edgewise met something that it does not expect: {type(error).__name__}: {error}"
+        known = InternalError(met, hint=_FAULT)
+    return fail(known)
 
 
-def _options(
-    version: Annotated[  # `_show_version` has dealt with it
-        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+def _as_ours(error: Exception) -> EdgewiseError | None:
+    """Return an error as one of edgewise's, or None where it is unforeseen."""
+    match error:
+        case EdgewiseError():
+            return error
+        case click.UsageError():
+            path = "edgewise" if error.ctx is None else error.ctx.command_path
+            return UserError(error.format_message(), hint=f"`{path} --help` shows how it is called.")
+        case MemoryError():
+            return ResourceError("The machine has too little memory for this model.", hint=_LESS_MEMORY)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, filename=name, strerror=reason):
+            where = f" `{name}`" if name else ""
+            return OutputError(f"The output{where} has to have room on its disk, but: {reason}.", hint=_FREE_SPACE)
+        case _:
+            return None
 
 
-def _never_called() -> None:
-    pass
-
-
-def _guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors of a command into a message and an exit code."""
-
-    @functools.wraps(function)
-    def guarded(**options: Any) -> None:
-        try:
-            function(**options)
-        except EdgewiseError as error:
-            _leave(error, error)
-        except KeyboardInterrupt as error:
-            sys.stderr.write("Interrupted. What was finished is kept; the same command goes on from there.\n")
-            raise typer.Exit(INTERRUPTED) from error
-        except MemoryError as error:
-            _leave(ResourceError("The machine has too little memory for this model.", hint=_LESS_MEMORY), error)
-        except (BrokenPipeError, typer.Exit):
-            raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise _unexpected(error) from error
-            full = OutputError(f"The disk has to have room for the output, but it is full: {error}.", hint=_FREE_SPACE)
-            _leave(full, error)
-        except Exception as error:
-            raise _unexpected(error) from error
-
-    return guarded
-
-
-def _leave(error: EdgewiseError, cause: BaseException) -> NoReturn:
-    fail(error)
-    raise typer.Exit(error.exit_code) from cause
-
-
-def _unexpected(error: Exception) -> typer.Exit:
-    traceback.print_exc()
-    fail(
-        InternalError(
-            f"edgewise met something that it does not expect: {type(error).__name__}: {error}",
-            hint="This is a fault of edgewise. Please report it with the lines above and the output of "
-            "`edgewise inspect` for the model.",
-        )
-    )
-    return typer.Exit(InternalError.exit_code)
+def _reader_has_gone() -> bool:
+    """Return whether nobody reads standard output any more; pipes to other processes break, too."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

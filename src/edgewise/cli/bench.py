@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
 from edgewise.cli.quantities import seconds
 from edgewise.cli.tables import table
@@ -16,24 +16,39 @@ from edgewise.pipeline.bench import bench as run_bench
 from edgewise.records.codec import encode, indent
 
 
+@command(
+    "edgewise bench model.onnx model.edgewise",
+    "edgewise bench model.onnx --data samples.npz --backends ort,openvino --time 30s",
+)
+@click.argument("models", nargs=-1, required=True, type=Path, help="ONNX files and bundles.")
+@click.option("--data", metavar="SAMPLES", help="Samples to run on.  [default: random numbers]")
+@options.reading
+@click.option(
+    "--backends",
+    metavar="NAMES",
+    default="ort",
+    show_default=True,
+    help="Where model files are run, separated by commas; bundles decide for themselves.",
+)
+@options.number("--threads", default=1, help="Threads of one inference for model files.")
+@click.option("--time", metavar="TIME", default="10s", show_default=True, help="Time for the timing: `30s`, `2m`.")
+@json_option
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="ONNX files and bundles.", show_default=False)],
+    models: tuple[Path, ...],
     *,
-    data: Annotated[str | None, typer.Option(help="Samples to run on.", show_default="random numbers")] = None,
-    label: options.Label = None,
-    settings: options.Settings = None,
-    shape: options.Shapes = None,
-    state: options.State = None,
-    backends: Annotated[str, typer.Option(help="Where model files are run, separated by commas.")] = "ort",
-    threads: Annotated[int, typer.Option(help="Threads of one inference for model files.")] = 1,
-    time: Annotated[str, typer.Option(help="Time for the timing.")] = "10s",
-    json: options.Json = False,
+    data: str | None,
+    label: str | None,
+    settings: Path | None,
+    shape: tuple[str, ...],
+    state: tuple[str, ...],
+    backends: str,
+    threads: int,
+    time: str,
+    json: bool,
 ) -> None:
     """Measure models and bundles in turns, so that whatever the machine does meets all of them alike.
 
     Ratios are against the first one named.
-
-    Example: edgewise bench model.onnx model.edgewise --backends ort,openvino
     """
     request = None
     if data is not None:
@@ -48,7 +63,7 @@ def bench(
             budget_s=seconds(time, "--time"),
             progress=shown,
         )
-    typer.echo(indent(encode(result)).decode() if json else render(result))
+    click.echo(indent(encode(result)).decode() if json else render(result))
 
 
 def render(result: Bench) -> str:

@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from edgewise.bundle.read import Bundle
 from edgewise.bundle.verify import Verification
 from edgewise.bundle.verify import verify as run_verify
-from edgewise.cli import options
+from edgewise.cli.command import CONTEXT, Command, json_option
 from edgewise.cli.tables import table
 from edgewise.errors import BundleError
 from edgewise.measure.machine import describe
 from edgewise.records.codec import encode, indent
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-
-@app.callback()
+@click.group(context_settings=CONTEXT)
 def bundle() -> None:
-    """Check a bundle where it lies.
-
-    Example: edgewise bundle verify model.edgewise
-    """
+    """Check a bundle where it lies."""
 
 
-@app.command()
-def verify(
-    path: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.", show_default=False)],
-    *,
-    json: options.Json = False,
-) -> None:
-    """Check every file's hash and replay the test vectors on this machine.
-
-    Example: edgewise bundle verify model.edgewise
-    """
+@bundle.command(cls=Command, examples=("edgewise bundle verify model.edgewise",), context_settings=CONTEXT)
+@click.argument("path", metavar="BUNDLE", type=Path, help="Directory that `edgewise optimize` wrote.")
+@json_option
+def verify(path: Path, *, json: bool) -> None:
+    """Check every file's hash and replay the test vectors on this machine."""
     verification = run_verify(Bundle.load(path), machine=describe())
-    typer.echo(indent(encode(verification)).decode() if json else render(verification))
+    click.echo(indent(encode(verification)).decode() if json else render(verification))
     if not verification.passed:
         raise BundleError(
             "A rung of this bundle does not answer here as it did where it was made.",

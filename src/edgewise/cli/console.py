@@ -5,61 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import click
 
 from edgewise.errors import EdgewiseError
 
-
-def stderr() -> Console:
-    """Return a console on standard error as it is now."""
-    return Console(stderr=True, highlight=False)
+if TYPE_CHECKING:
+    from edgewise.cli.bars import Bars
 
 
-def fail(error: EdgewiseError) -> None:
-    """Print an error in one or two lines."""
-    console = stderr()
-    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+def fail(error: EdgewiseError) -> int:
+    """Print an error in one or two lines and return its exit code."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error.message}", err=True)
     if error.hint is not None:
-        console.print(f"[bold]hint:[/] {escape(error.hint)}", soft_wrap=True)
-
-
-class Bars:
-    """Draws stages as progress bars on a terminal."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def stage(self, title: str, steps: int | None = None) -> None:
-        """Finish the bar before, begin a new one."""
-        self._finish()
-        self._task = self._progress.add_task(escape(title), total=steps, what="")
-
-    def step(self, what: str = "") -> None:
-        """Move the bar on."""
-        if self._task is not None:
-            self._progress.update(self._task, advance=1, what=escape(what))
-
-    def note(self, sentence: str) -> None:
-        """Print a sentence above the bars."""
-        self._progress.console.print(escape(sentence), soft_wrap=True)
-
-    def _finish(self) -> None:
-        if self._task is not None:
-            task = self._progress.tasks[self._task]
-            self._progress.update(self._task, total=task.completed or 1, completed=task.completed or 1, what="")
+        click.echo(f"{click.style('hint:', bold=True)} {error.hint}", err=True)
+    return error.exit_code
 
 
 class Notes:
@@ -79,18 +40,10 @@ class Notes:
 @contextmanager
 def progress() -> Iterator[Bars | Notes]:
     """Draw bars while the block runs; only print notes where standard error is not a terminal."""
-    console = stderr()
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield Notes()
         return
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[what]}"),
-        console=console,
-    ) as bars:
-        yield Bars(bars)
+    from edgewise.cli.bars import bars  # noqa: PLC0415  only a terminal needs it
+
+    with bars() as drawn:
+        yield drawn

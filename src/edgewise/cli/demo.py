@@ -6,10 +6,10 @@ import shlex
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from edgewise.cli.command import command
 from edgewise.cli.console import progress
 from edgewise.cli.optimize import files_of
 from edgewise.cli.quantities import fraction, seconds
@@ -18,17 +18,15 @@ from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
 from edgewise.report.text import summary
 
 
-def demo(
-    *,
-    out: Annotated[Path, typer.Option(help="Directory of the result.")] = Path("edgewise-demo"),
-    max_drop: Annotated[str, typer.Option(help="Largest loss of accuracy.")] = "1%",
-    budget: Annotated[str, typer.Option(help="Time for everything.")] = "3m",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results in --out.")] = False,
-) -> None:
-    """Optimize a small convolutional network that reads digits; model and samples come with edgewise.
-
-    Example: edgewise demo --out /tmp/digits
-    """
+@command("edgewise demo --out /tmp/digits")
+@click.option(
+    "--out", type=Path, metavar="FOLDER", default="edgewise-demo", show_default=True, help="Directory of the result."
+)
+@click.option("--max-drop", metavar="DROP", default="1%", show_default=True, help="Largest loss of accuracy.")
+@click.option("--budget", metavar="TIME", default="3m", show_default=True, help="Time for everything.")
+@click.option("--overwrite", is_flag=True, help="Replace another run's results in --out.")
+def demo(*, out: Path, max_drop: str, budget: str, overwrite: bool) -> None:
+    """Optimize a small convolutional network that reads digits; model and samples come with edgewise."""
     with as_file(files("edgewise") / "demo") as folder, progress() as shown:
         request = Request(
             model=folder / "digits.onnx",
@@ -39,4 +37,4 @@ def demo(
             overwrite=overwrite,
         )
         result = run_optimize(request, shown, command=shlex.join(["edgewise", *sys.argv[1:]]))
-    typer.echo(summary(result.run, files=files_of(result.folder)))
+    click.echo(summary(result.run, files=files_of(result.folder)))

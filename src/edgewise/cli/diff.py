@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
 from edgewise.cli.tables import table
 from edgewise.pipeline.diff import Difference, TensorError
@@ -15,32 +15,37 @@ from edgewise.pipeline.diff import diff as run_diff
 from edgewise.records.codec import encode, indent
 
 
+@command("edgewise diff model.onnx model.edgewise --data samples.npz")
+@click.argument("first", metavar="A", type=Path, help="ONNX file or bundle: the reference.")
+@click.argument("second", metavar="B", type=Path, help="ONNX file or bundle.")
+@options.samples
+@options.number("--samples", default=32, help="How many samples to run.")
+@options.number("--top", default=20, help="How many tensors to show.")
+@options.reading
+@json_option
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="ONNX file or bundle: the reference.", show_default=False)],
-    second: Annotated[Path, typer.Argument(metavar="B", help="ONNX file or bundle.", show_default=False)],
+    first: Path,
+    second: Path,
     *,
-    data: options.Samples,
-    samples: Annotated[int, typer.Option(min=1, help="How many samples to run.")] = 32,
-    top: Annotated[int, typer.Option(min=1, help="How many tensors to show.")] = 20,
-    label: options.Label = None,
-    settings: options.Settings = None,
-    shape: options.Shapes = None,
-    state: options.State = None,
-    json: options.Json = False,
+    data: str,
+    samples: int,
+    top: int,
+    label: str | None,
+    settings: Path | None,
+    shape: tuple[str, ...],
+    state: tuple[str, ...],
+    json: bool,
 ) -> None:
-    """Compare every tensor that two models share; the nodes that add most of the error come first.
-
-    Example: edgewise diff model.onnx model.edgewise --data samples.npz
-    """
+    """Compare every tensor that two models share; the nodes that add most of the error come first."""
     with progress() as shown:
         result = run_diff(
             first,
             second,
-            data=options.data_request(data, label=label, settings=settings, shape=shape, state=state, seed=0),
+            data=options.data_request(data, label=label, settings=settings, shape=shape, state=state),
             samples=samples,
             progress=shown,
         )
-    typer.echo(indent(encode(result)).decode() if json else render(result, top))
+    click.echo(indent(encode(result)).decode() if json else render(result, top))
 
 
 def render(result: Difference, top: int) -> str:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import typer
+import click
 
-from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.tables import table
 from edgewise.pipeline.doctor import Diagnosis, diagnose
 from edgewise.records.codec import encode, indent
 
 
-def doctor(*, json: options.Json = False) -> None:
-    """Show what this machine has, and which backends are ready or what brings them.
-
-    Example: edgewise doctor
-    """
+@command("edgewise doctor")
+@json_option
+def doctor(*, json: bool) -> None:
+    """Show what this machine has, and which backends are ready or what brings them."""
     diagnosis = diagnose()
-    typer.echo(indent(encode(diagnosis)).decode() if json else render(diagnosis))
+    click.echo(indent(encode(diagnosis)).decode() if json else render(diagnosis))
 
 
 def render(diagnosis: Diagnosis) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
 from edgewise.cli.quantities import fraction
 from edgewise.cli.tables import table
@@ -16,35 +16,42 @@ from edgewise.pipeline.evaluate import evaluate as run_evaluate
 from edgewise.records.codec import encode, indent
 
 
+@command(
+    "edgewise eval model.onnx --data samples.npz",
+    "edgewise eval model.onnx model.edgewise --data samples.npz --metric top5",
+    name="eval",
+)
+@click.argument("first", metavar="A", type=Path, help="ONNX file or bundle.")
+@click.argument("second", metavar="[B]", required=False, type=Path, help="Another one, compared with A.")
+@options.samples
+@options.metric
+@click.option("--max-drop", metavar="DROP", default="1%", show_default=True, help="The bound to compare with.")
+@options.reading
+@json_option
 def evaluate(
-    first: Annotated[Path, typer.Argument(metavar="A", help="ONNX file or bundle.", show_default=False)],
-    second: Annotated[
-        Path | None, typer.Argument(metavar="[B]", help="Another one, compared with A.", show_default=False)
-    ] = None,
+    first: Path,
+    second: Path | None,
     *,
-    data: options.Samples,
-    metric: options.Metric = None,
-    max_drop: Annotated[str, typer.Option(help="The bound to compare with.")] = "1%",
-    label: options.Label = None,
-    settings: options.Settings = None,
-    shape: options.Shapes = None,
-    state: options.State = None,
-    json: options.Json = False,
+    data: str,
+    metric: str | None,
+    max_drop: str,
+    label: str | None,
+    settings: Path | None,
+    shape: tuple[str, ...],
+    state: tuple[str, ...],
+    json: bool,
 ) -> None:
-    """Score one model on all samples, with an interval; of two, bound what the second loses.
-
-    Example: edgewise eval model.onnx model.edgewise --data samples.npz
-    """
+    """Score one model on all samples, with an interval; of two, bound what the second loses."""
     with progress() as shown:
         result = run_evaluate(
             first,
             second,
-            data=options.data_request(data, label=label, settings=settings, shape=shape, state=state, seed=0),
+            data=options.data_request(data, label=label, settings=settings, shape=shape, state=state),
             metric=metric,
             max_drop=fraction(max_drop),
             progress=shown,
         )
-    typer.echo(indent(encode(result)).decode() if json else render(result))
+    click.echo(indent(encode(result)).decode() if json else render(result))
 
 
 def render(result: Evaluation) -> str:

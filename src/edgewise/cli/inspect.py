@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
 
-import typer
+import click
 
 from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.tables import table
 from edgewise.pipeline.inspect import BackendView, Inspection
 from edgewise.pipeline.inspect import inspect as run_inspect
@@ -19,19 +20,15 @@ from edgewise.records.tensors import Port
 MOST_LAYERS = 12
 
 
-def inspect(
-    model: options.Model,
-    *,
-    shape: options.Shapes = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Name every node that was declined.")] = False,
-    json: options.Json = False,
-) -> None:
-    """Show inputs, operators, costs and a lower bound on latency, and what fusion, backends and int8 make of the model.
-
-    Example: edgewise inspect model.onnx
-    """
+@command("edgewise inspect model.onnx", "edgewise inspect model.onnx --shape x=1,3,48,320 --verbose")
+@options.model
+@options.shape
+@click.option("--verbose", is_flag=True, help="Name every node that was declined.")
+@json_option
+def inspect(model: Path, *, shape: tuple[str, ...], verbose: bool, json: bool) -> None:
+    """Show what a model holds and costs, a lower bound on its latency, and what fusion, int8 and each backend make of it."""
     inspection = run_inspect(model, options.shapes(shape))
-    typer.echo(indent(encode(inspection)).decode() if json else render(inspection, verbose=verbose))
+    click.echo(indent(encode(inspection)).decode() if json else render(inspection, verbose=verbose))
 
 
 def render(inspection: Inspection, *, verbose: bool) -> str:

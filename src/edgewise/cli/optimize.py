@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from edgewise.cli import options
+from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
 from edgewise.cli.quantities import fraction, microseconds, seconds, size_bytes
 from edgewise.errors import RecipeError
@@ -19,43 +19,79 @@ from edgewise.records.codec import encode, indent
 from edgewise.report.text import summary
 
 
+@command(
+    "edgewise optimize model.onnx --data samples.npz --max-drop 1%",
+    "edgewise optimize model.onnx --data photos/ --max-latency 5ms --budget 20m --out fast",
+)
+@options.model
+@options.samples
+@click.option(
+    "--max-drop",
+    metavar="DROP",
+    default="1%",
+    show_default=True,
+    help="Largest loss: points for metrics in [0, 1], relative otherwise.",
+)
+@options.metric
+@click.option("--max-latency", metavar="TIME", help="Median latency to stay below: `5ms`.")
+@click.option("--max-size", metavar="SIZE", help="Size of the model to stay below: `2MB`.")
+@click.option(
+    "--budget", metavar="TIME", default="10m", show_default=True, help="Time for everything: `90s`, `10m`, `1h`."
+)
+@click.option(
+    "--backends",
+    metavar="NAMES",
+    default="",
+    help="Backends to try, separated by commas.  [default: all that are installed]",
+)
+@click.option(
+    "--threads",
+    metavar="N[,N]",
+    default="1",
+    show_default=True,
+    help="Threads of one inference; several numbers are all tried: `1,2`.",
+)
+@click.option(
+    "--out",
+    type=Path,
+    metavar="FOLDER",
+    help="Directory of the result.  [default: MODEL with the ending .edgewise]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another run's results in --out.")
+@click.option("--accept-uncertified", is_flag=True, help="Take the best model even if its certificate falls short.")
+@click.option("--calibration", metavar="SAMPLES", help="Samples for statistics alone; no labels needed.")
+@click.option("--select", metavar="SAMPLES", help="Samples for the search alone (with --certify).")
+@click.option("--certify", metavar="SAMPLES", help="Samples for the certificate alone (with --select).")
+@options.reading
+@options.seed
+@json_option
 def optimize(
-    model: options.Model,
-    data: options.Samples,
+    model: Path,
     *,
-    max_drop: Annotated[
-        str, typer.Option(help="Largest loss: points for metrics in [0, 1], relative otherwise.")
-    ] = "1%",
-    metric: options.Metric = None,
-    max_latency: Annotated[str | None, typer.Option(help="Median latency to stay below: `5ms`.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="Size of the model to stay below: `2MB`.")] = None,
-    budget: Annotated[str, typer.Option(help="Time for everything: `90s`, `10m`.")] = "10m",
-    backends: Annotated[
-        str, typer.Option(help="Backends to try, separated by commas.", show_default="all that are installed")
-    ] = "",
-    threads: Annotated[str, typer.Option(help="Threads of one inference; several numbers are all tried: `1,2`.")] = "1",
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the result.", show_default="MODEL with the ending .edgewise")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results in --out.")] = False,
-    accept_uncertified: Annotated[
-        bool, typer.Option("--accept-uncertified", help="Take the best model even if its certificate falls short.")
-    ] = False,
-    calibration: Annotated[str | None, typer.Option(help="Samples for statistics alone; no labels needed.")] = None,
-    select: Annotated[str | None, typer.Option(help="Samples for the search alone (with --certify).")] = None,
-    certify: Annotated[str | None, typer.Option(help="Samples for the certificate alone (with --select).")] = None,
-    label: options.Label = None,
-    settings: options.Settings = None,
-    shape: options.Shapes = None,
-    state: options.State = None,
-    seed: options.Seed = 0,
-    json: options.Json = False,
+    data: str,
+    max_drop: str,
+    metric: str | None,
+    max_latency: str | None,
+    max_size: str | None,
+    budget: str,
+    backends: str,
+    threads: str,
+    out: Path | None,
+    overwrite: bool,
+    accept_uncertified: bool,
+    calibration: str | None,
+    select: str | None,
+    certify: str | None,
+    label: str | None,
+    settings: Path | None,
+    shape: tuple[str, ...],
+    state: tuple[str, ...],
+    seed: int,
+    json: bool,
 ) -> None:
     """Make a model as small and fast as this machine allows, without losing more accuracy than you allow.
 
     Writes a bundle, a certificate and a report. Interrupted runs continue where they stopped.
-
-    Example: edgewise optimize model.onnx --data samples.npz --max-drop 1%
     """
     request = Request(
         model=model,
@@ -89,9 +125,9 @@ def optimize(
     with progress() as shown:
         result = run_optimize(request, shown, command=command)
     if json:
-        typer.echo(indent(encode(result.run)).decode())
+        click.echo(indent(encode(result.run)).decode())
     else:
-        typer.echo(summary(result.run, files=files_of(result.folder)))
+        click.echo(summary(result.run, files=files_of(result.folder)))
     if result.missed:
         raise RecipeError(result.missed, hint="The best result that was found is in the bundle; see the report.")
 

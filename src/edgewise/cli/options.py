@@ -2,95 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Any, Final, TypeVar
 
-import typer
+import click
 
 from edgewise.cli.quantities import pairs
 from edgewise.errors import RecipeError
 from edgewise.formats.shapes import parse_shape
 from edgewise.pipeline.request import DataRequest
 
-Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
-Samples = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Samples: .npz, .npy, .csv, a folder of images, or `package.module:function`.",
-        show_default=False,
+F = TypeVar("F", bound=Callable[..., Any])
+
+model: Final = click.argument("model", type=Path, help="ONNX file.")
+samples: Final = click.option(
+    "--data",
+    metavar="SAMPLES",
+    required=True,
+    help="Samples: .npz, .npy, .csv, a folder of images, or `package.module:function`.",
+)
+metric: Final = click.option(
+    "--metric",
+    metavar="NAME",
+    help="top1, top5, accuracy, auc, f1, map, miou, rmse, mae, psnr, agreement, cosine, or `package.module:object`.  "
+    "[default: chosen by labels and outputs]",
+)
+seed: Final = click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the split and of every draw."
+)
+shape: Final = click.option(
+    "--shape",
+    multiple=True,
+    metavar="INPUT=SIZES",
+    help="Shape of an input with dynamic dimensions other than the batch: `x=1,3,48,320`; `?` stays dynamic.",
+)
+
+_reading: Final = (
+    click.option(
+        "--label",
+        metavar="NAME",
+        help="Name of the labels: an array of an .npz, a column of a .csv.  [default: y or label]",
     ),
-]
-Label = Annotated[str | None, typer.Option("--label", help="Name of the labels in an .npz file.", show_default="y")]
-Settings = Annotated[
-    Path | None,
-    typer.Option(
+    click.option(
         "--settings",
-        help="TOML file with a [preprocessing] table.",
-        show_default="edgewise.toml beside the samples, if there",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with a [preprocessing] table.  [default: edgewise.toml beside the samples, if there]",
     ),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--shape",
-        help="Shape of an input with dynamic dimensions other than the batch: `x=1,3,48,320`; `?` stays dynamic.",
-        show_default=False,
+    shape,
+    click.option(
+        "--state",
+        multiple=True,
+        metavar="OUTPUT=INPUT",
+        help="Output that a recurrent model feeds back, and the input that takes it.",
     ),
-]
-State = Annotated[
-    list[str] | None,
-    typer.Option("--state", help="OUTPUT=INPUT that a recurrent model feeds back.", show_default=False),
-]
-Metric = Annotated[
-    str | None,
-    typer.Option(
-        "--metric",
-        help="top1, top5, auc, f1, map, miou, rmse, mae, psnr, agreement, cosine, or `package.module:object`.",
-        show_default="chosen by labels and outputs",
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the split and of every draw.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to standard output.")]
+)
 
 
-def shapes(texts: Sequence[str] | None) -> dict[str, tuple[int | None, ...]]:
+def reading(function: F) -> F:
+    """Add the options that say how samples are read: --label, --settings, --shape, --state."""
+    for option in reversed(_reading):
+        function = option(function)
+    return function
+
+
+def count(text: str) -> int:
+    """Return a whole number of 1 or more, as click asks for it.
+
+    Raises:
+        BadParameter: If it is none.
+    """
+    try:
+        found = int(text)
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise click.BadParameter(f"it has to be a whole number of 1 or more. Received `{text}`.")
+    return found
+
+
+number: Final = partial(click.option, type=count, metavar="N", show_default=True)
+"""An option that takes a whole number of 1 or more."""
+
+
+def shapes(texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
     """Return `--shape` options as shapes by input name.
 
     Raises:
         RecipeError: If one cannot be read, or names an input twice.
     """
     found: dict[str, tuple[int | None, ...]] = {}
-    for text in texts or ():
-        name, shape = parse_shape(text)
+    for text in texts:
+        name, sizes = parse_shape(text)
         if name in found:
             raise RecipeError(f"`--shape` names the input `{name}` twice.")
-        found[name] = shape
+        found[name] = sizes
     return found
 
 
 def data_request(
-    samples: str,
+    spec: str,
     *,
     label: str | None,
     settings: Path | None,
-    shape: Sequence[str] | None,
-    state: Sequence[str] | None,
-    seed: int,
+    shape: Sequence[str],
+    state: Sequence[str],
+    seed: int = 0,
     calibration: str | None = None,
     select: str | None = None,
     certify: str | None = None,
 ) -> DataRequest:
     """Return what the options say about samples."""
     return DataRequest(
-        samples=samples,
+        samples=spec,
         calibration=calibration,
         select=select,
         certify=certify,
         label=label,
         settings=None if settings is None else str(settings),
         shapes=shapes(shape),
-        state=pairs(state or (), "--state"),
+        state=pairs(state, "--state"),
         seed=seed,
     )

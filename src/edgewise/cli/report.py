@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
+from edgewise.cli.command import command
 from edgewise.pipeline.deliver import REPORT, write_report
 from edgewise.pipeline.optimize import finished_run
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="Directory that `edgewise optimize` wrote.", show_default=False)],
-    *,
-    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="report.html in the run")] = None,
-) -> None:
-    """Write the HTML report of a run again, from its records.
-
-    Example: edgewise report model.edgewise --out report.html
-    """
+@command("edgewise report model.edgewise --out report.html")
+@click.argument("run", type=Path, help="Directory that `edgewise optimize` wrote.")
+@click.option("--out", type=Path, metavar="FILE", help="File to write.  [default: report.html in the run]")
+def report(run: Path, *, out: Path | None) -> None:
+    """Write the HTML report of a run again, from its records."""
     path = out or run / REPORT
     write_report(finished_run(run), path)
-    typer.echo(str(path))
+    click.echo(str(path))

@@ -58,6 +58,7 @@ class Engine:
         self._rung = opened.rung(rung).name
         self._session = opened.session(rung)
         self._clock = clock
+        self._state: Feeds | None = None
         certificates = (step.certificate for step in opened.manifest.ladder)
         self._classifies = any(proof is not None and proof.metric in _CLASSIFYING for proof in certificates)
 
@@ -74,18 +75,23 @@ class Engine:
         """Name of the rung that answers."""
         return self._rung
 
-    def answer(self, sample: Input, *, name: str = "") -> Answer:
-        """Return the answer to one sample; a model with state begins with zeros.
+    def answer(self, sample: Input, *, name: str = "", carry: bool = False) -> Answer:
+        """Return the answer to one sample.
 
         Args:
             sample: See the class.
             name: What to call it, in the answer and in messages.
+            carry: Whether a model with state goes on from the sample that was answered last with `carry`, rather than
+                from zeros. A sample that is refused leaves the state as it was.
 
         Raises:
             DataError: If it does not fit the model.
             BackendError: If the runtime fails.
         """
-        return self._answer(sample, name, None)[0]
+        answer, state = self._answer(sample, name, self._state if carry else None)
+        if carry:
+            self._state = state
+        return answer
 
     def stream(self, samples: Iterable[tuple[str, Input]]) -> Iterator[Answer]:
         """Yield the answer to each named sample as it comes; a model with state carries it from one to the next.
