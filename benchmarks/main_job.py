@@ -81,7 +81,12 @@ def cases(zoo: Path) -> tuple[Case, ...]:
             options=("--shape", "x=1,3,48,?", "--label", "text", "--metric", "zoo_metrics:word_accuracy"),
             environment={"WORD_CHARACTERS": str(zoo / "ocr/characters.txt")},
         ),
-        Case("silero_vad", max_drop="2%", samples="zoo_samples:voices", options=("--state", "stateN=state")),
+        Case(
+            "silero_vad",
+            max_drop="2%",
+            samples="zoo_samples:voices",
+            options=("--state", "stateN=state", "--shape", "input=1,?", "--shape", "state=2,1,128"),
+        ),
     )
 
 

@@ -289,3 +289,10 @@ def test_a_process_that_the_runtime_leaves_behind_holds_nobody_up(
         worker.close()
         assert time.monotonic() - begin < 30
     child.kill()
+
+
+def test_an_input_without_dimensions_keeps_none() -> None:
+    with feeds_file([{"rate": np.array(16_000), "x": np.zeros((2, 3), np.float32).T}]) as path:
+        (feeds,) = read_feeds(path)
+    assert feeds["rate"].shape == ()
+    assert feeds["x"].flags.c_contiguous

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgewise.report import charts
@@ -118,6 +118,7 @@ def test_a_scatter_plot_draws_whatever_numbers_come(values: list[tuple[float, fl
 
 @pytest.mark.parametrize("chart", [charts.intervals, charts.bars])
 @given(values=st.lists(st.tuples(ANY, ANY, ANY), max_size=5), line=st.floats(min_value=-1e9, max_value=1e9))
+@example(values=[], line=5e-324)
 def test_rows_draw_whatever_numbers_come(
     chart: Callable[..., str], values: list[tuple[float, float, float]], line: float
 ) -> None:

@@ -24,7 +24,7 @@ from edgewise.errors import BackendError, ContractError, EdgewiseError
 from edgewise.measure.messages import Failed, Load, Loaded, Reply, Request, Times, Turn, Warm, Warmed
 from edgewise.measure.turns import write_feeds
 from edgewise.records.codec import encode
-from edgewise.records.tensors import Feeds
+from edgewise.records.tensors import Array, Feeds
 
 WORKER_COMMAND: Final = (sys.executable, "-P", "-m", "edgewise.measure.worker")
 """`-P`: a file of the user's that happens to be named `queue.py` must not be imported instead of Python's own."""
@@ -50,6 +50,11 @@ class Entry:
     spec: ArtifactSpec
 
 
+def _contiguous(array: Array) -> Array:
+    # numpy.ascontiguousarray gives an array without dimensions one.
+    return np.ascontiguousarray(array).reshape(np.shape(array))
+
+
 @contextlib.contextmanager
 def feeds_file(feeds: Sequence[Feeds]) -> Iterator[Path]:
     """Write `feeds` to a temporary file for workers to read.
@@ -61,7 +66,7 @@ def feeds_file(feeds: Sequence[Feeds]) -> Iterator[Path]:
         raise ContractError("Measuring needs at least one sample to run on. Received none.")
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         path = Path(folder) / "feeds.npz"
-        write_feeds(path, [{name: np.ascontiguousarray(array) for name, array in feed.items()} for feed in feeds])
+        write_feeds(path, [{name: _contiguous(array) for name, array in feed.items()} for feed in feeds])
         yield path
 
 

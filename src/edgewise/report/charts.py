@@ -9,6 +9,7 @@ narrow ones, because text that is scaled down with its chart cannot be read.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -215,8 +216,9 @@ def intervals(rows: Sequence[Row], axis: Axis, lines: Sequence[tuple[float, str]
 def bars(rows: Sequence[Row], axis: Axis, lines: Sequence[tuple[float, str]], frame: Frame) -> str:
     """Return one bar from 0 with a whisker for every row, and vertical `lines` (value, label)."""
     rows = [row for row in rows if _plain(row.low, row.value, row.high)]
-    positive = [value for row in rows for value in (row.value, row.high) if value > 0]
-    high = max([*positive, *(value for value, _ in lines if value > 0)], default=1.0)
+    values = [value for row in rows for value in (row.value, row.high)] + [value for value, _ in lines]
+    # Subnormal numbers cannot be divided into ticks; nothing that is measured is as small.
+    high = max([value for value in values if value >= sys.float_info.min], default=1.0)
     x = Scale(0.0, high * 1.05, 12, frame.width - 12)
     return _rows(rows, x, axis=axis, lines=lines, frame=frame, from_value=0.0)
 

@@ -95,4 +95,4 @@ def _next(outputs: Outputs, output: str, before: Array, fed: str) -> Array:
             f"An output that is fed back has to have the type and shape of its input. `{output}` is {value.dtype} "
             f"{list(value.shape)}, `{fed}` is {before.dtype} {list(before.shape)}."
         )
-    return np.ascontiguousarray(value)
+    return np.ascontiguousarray(value).reshape(value.shape)
