@@ -39,6 +39,12 @@ def test_a_fraction_that_is_no_number_is_refused() -> None:
         fraction("one")
 
 
+@pytest.mark.parametrize("text", ["0", "1", "-1%", "100%", "nan", "inf"])
+def test_a_fraction_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="above 0 and below 100 %"):
+        fraction(text)
+
+
 def test_pairs() -> None:
     assert pairs(["h1=h0", " c1 = c0 "], "--state") == {"h1": "h0", "c1": "c0"}
 

@@ -71,7 +71,8 @@ class Bundle:
                 return rung
         raise RecipeError(
             f"A rung has to be one of {', '.join(f'`{name}`' for name in self.rungs)}, or a number below "
-            f"{len(ladder)}. Received `{which}`."
+            f"{len(ladder)}. Received `{which}`.",
+            hint="Leave it out for the bundle's default.",
         )
 
     def artifact(self, which: str | int | None = None) -> Artifact:

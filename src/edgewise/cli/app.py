@@ -112,19 +112,25 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted(arguments)
     except Exception as error:  # noqa: BLE001  this is the place that errors come to
-        return _failed(error)
+        return _failed(error, arguments)
     return 0
 
 
 def _interrupted(arguments: Sequence[str]) -> int:
-    called = next((COMMANDS[word] for word in arguments if word in COMMANDS), None)
-    said = _STOPPED if called is None else called.interrupted
+    name = _called(arguments).removeprefix("edgewise ")
+    said = COMMANDS[name].interrupted if name in COMMANDS else _STOPPED
     if said:
         sys.stderr.write(f"{said}\n")
     return INTERRUPTED
 
 
-def _failed(error: Exception) -> int:
+def _called(arguments: Sequence[str]) -> str:
+    """Return the command that was called, as it is typed."""
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    return f"edgewise {name}" if name in COMMANDS else "edgewise"
+
+
+def _failed(error: Exception, arguments: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError) and _reader_has_gone():
         # Nothing is wrong with `edgewise ... | head`; nothing more can be said to it, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,6 +140,8 @@ def _failed(error: Exception) -> int:
         traceback.print_exception(error)
         met = f"edgewise met something that it does not expect: {type(error).__name__}: {error}"
         known = InternalError(met, hint=_FAULT)
+    if known.hint is None and isinstance(known, UserError):
+        known.hint = f"`{_called(arguments)} --help` shows how it is called."
     return fail(known)
 
 
@@ -143,8 +151,7 @@ def _as_ours(error: Exception) -> EdgewiseError | None:
         case EdgewiseError():
             return error
         case click.UsageError():
-            path = "edgewise" if error.ctx is None else error.ctx.command_path
-            return UserError(error.format_message(), hint=f"`{path} --help` shows how it is called.")
+            return UserError(error.format_message())
         case MemoryError():
             return ResourceError("The machine has too little memory for this model.", hint=_LESS_MEMORY)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, filename=name, strerror=reason):

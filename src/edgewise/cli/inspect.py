@@ -26,7 +26,7 @@ MOST_LAYERS = 12
 @click.option("--verbose", is_flag=True, help="Name every node that was declined.")
 @json_option
 def inspect(model: Path, *, shape: tuple[str, ...], verbose: bool, json: bool) -> None:
-    """Show what a model holds and costs, a lower bound on its latency, and what fusion, int8 and each backend make of it."""
+    """Show what a model holds and costs, its lower bound on latency, and what fusion, int8 and backends make of it."""
     inspection = run_inspect(model, options.shapes(shape))
     click.echo(indent(encode(inspection)).decode() if json else render(inspection, verbose=verbose))
 

@@ -142,5 +142,6 @@ def _threads(text: str) -> tuple[int, ...]:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
         raise RecipeError(
-            f"`--threads` has to be a number, or numbers separated by commas. Received `{text}`."
+            f"`--threads` has to be a number, or numbers separated by commas. Received `{text}`.",
+            hint="For example `--threads 1,2`.",
         ) from error

@@ -97,7 +97,7 @@ def shapes(texts: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
     for text in texts:
         name, sizes = parse_shape(text)
         if name in found:
-            raise RecipeError(f"`--shape` names the input `{name}` twice.")
+            raise RecipeError(f"`--shape` has to name an input once. Received `{name}` twice.", hint="Leave one out.")
         found[name] = sizes
     return found
 

@@ -57,15 +57,21 @@ def fraction(text: str, flag: str = "--max-drop") -> float:
     """Return the fraction that `text` says: `1%` and `0.01` are the same.
 
     Raises:
-        RecipeError: If it is not a number.
+        RecipeError: If it is not a number above 0 and below 1.
     """
     stripped = text.strip()
     try:
-        return float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
+        found = float(stripped[:-1]) / 100 if stripped.endswith("%") else float(stripped)
     except ValueError as error:
         raise RecipeError(
             f"`{flag}` has to be a number or a percentage. Received `{text}`.", hint=f"For example `{flag} 1%`."
         ) from error
+    if not 0 < found < 1:
+        raise RecipeError(
+            f"`{flag}` has to be above 0 and below 100 %. Received `{text}`.",
+            hint=f"Write `{flag} 1%` (or 0.01) for one point of accuracy.",
+        )
+    return found
 
 
 def pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
@@ -78,8 +84,11 @@ def pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     for text in texts:
         left, equals, right = (part.strip() for part in text.partition("="))
         if not (left and equals and right):
-            raise RecipeError(f"`{flag}` has to be `OUTPUT=INPUT`. Received `{text}`.")
+            raise RecipeError(
+                f"`{flag}` has to be `OUTPUT=INPUT`. Received `{text}`.",
+                hint="Name the output, then the input that takes it at the next step.",
+            )
         if left in found:
-            raise RecipeError(f"`{flag}` names `{left}` twice.")
+            raise RecipeError(f"`{flag}` has to name an output once. Received `{left}` twice.", hint="Leave one out.")
         found[left] = right
     return found

@@ -103,7 +103,7 @@ def _answer_lines(engine: Engine, preprocessing: Preprocessing) -> int:
             raise
         except UserError as error:
             refused += 1
-            _write(Refusal(input=_printable(name), error=error.message, hint=error.hint))
+            _write(Refusal(input=_printable(name), error=_printable(error.message), hint=error.hint))
     return refused
 
 
@@ -126,9 +126,9 @@ def _parsed(text: str, number: int) -> Input:
         ) from error
 
 
-def _printable(name: str) -> str:
-    """Return a name without the bytes that are no UTF-8, which file names may hold and JSON may not."""
-    return os.fsencode(name).decode(errors="replace")
+def _printable(text: str) -> str:
+    """Return a text without the bytes that are no UTF-8, which file names may hold and JSON may not."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def _write(record: Record) -> None:

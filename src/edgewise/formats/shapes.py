@@ -206,12 +206,14 @@ def _sizes_by_name(inputs: Mapping[str, tuple[int | str | None, ...]], shapes: M
         if name not in inputs:
             raise RecipeError(
                 f"`--shape` has to name an input of the model. Received `{name}`; the inputs are "
-                f"{', '.join(f'`{known}`' for known in inputs)}."
+                f"{', '.join(f'`{known}`' for known in inputs)}.",
+                hint="`edgewise inspect` shows the inputs and their shapes.",
             )
         declared = inputs[name]
         clash = RecipeError(
             f"The shape of the input `{name}` has to fit [{_written(declared)}], as the file says. "
-            f"Received [{_written(given)}]."
+            f"Received [{_written(given)}].",
+            hint="Only dimensions that the file leaves open can be set; export the model again for another shape.",
         )
         if len(declared) != len(given):
             raise clash

@@ -108,7 +108,8 @@ class ArraySource:
         if label is not None and label not in names:
             raise DataError(
                 f"The labels have to be an array of `{self.name}`. There is no `{label}`; the arrays are "
-                f"{', '.join(f'`{name}`' for name in archive.names)}."
+                f"{', '.join(f'`{name}`' for name in archive.names)}.",
+                hint="Name one of them with --label.",
             )
         if not names - {label}:
             raise DataError(
@@ -159,7 +160,10 @@ class ArraySource:
             lengths[self._labels.where] = len(self._labels)
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{where} has {length:,}" for where, length in lengths.items())
-            raise DataError(f"All arrays and the labels have to have one entry for each sample, but {counts}.")
+            raise DataError(
+                f"All arrays and the labels have to have one entry for each sample, but {counts}.",
+                hint="Save samples and labels of the same number: numpy.savez(path, x=samples, y=labels).",
+            )
         return next(iter(lengths.values()))
 
 

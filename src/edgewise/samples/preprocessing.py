@@ -157,9 +157,13 @@ def read_settings(path: Path) -> Preprocessing:
         with path.open("rb") as file:
             tables = tomllib.load(file)
     except OSError as error:
-        raise RecipeError(f"The settings have to be readable. `{path}`: {error.strerror}.") from error
+        raise RecipeError(
+            f"The settings have to be readable. `{path}`: {error.strerror}.", hint="Check the name given to --settings."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The settings have to be TOML. `{path}`: {error}.") from error
+        raise RecipeError(
+            f"The settings have to be TOML. `{path}`: {error}.", hint="The file begins with a line [preprocessing]."
+        ) from error
     _check_keys(tables, ("preprocessing",), f"`{path}`")
     table = tables.get("preprocessing", {})
     if not isinstance(table, dict):
