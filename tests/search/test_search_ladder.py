@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,8 +13,10 @@ from edgewise.errors import ContractError
 from edgewise.search.ladder import Point, pick
 
 
-def _point(cost: float, drop: float, *, spread: float = 0.01, reach: float = 0.01) -> Point:
-    return Point(cost=cost, cost_low=cost * (1 - spread), cost_high=cost * (1 + spread), drop=drop, reach=reach)
+def _point(cost: float, drop: float, *, spread: float = 0.01, reach: float = 0.01, asked: float = 0.01) -> Point:
+    return Point(
+        cost=cost, cost_low=cost * (1 - spread), cost_high=cost * (1 + spread), drop=drop, reach=reach, asked=asked
+    )
 
 
 def test_safest_first_each_clearly_faster() -> None:
@@ -26,7 +29,16 @@ def test_what_is_out_of_reach_is_left_out() -> None:
     assert pick([_point(8.0, 0.0), _point(4.0, 0.02)]) == (0,)
 
 
-def test_the_safest_is_tried_where_none_is_in_reach() -> None:
+def test_the_fastest_that_loses_little_enough_is_tried_where_none_is_in_reach() -> None:
+    # Few samples: a bound of a point cannot be shown, whatever the drop. The one within a point that is fastest is
+    # worth more samples; the one that loses two points is not, and the safest gains least.
+    points = [_point(2.0, 0.02), _point(3.0, 0.009), _point(4.0, 0.0)]
+    few = [replace(point, reach=-0.01) for point in points]
+    assert pick(few) == (1,)
+    assert pick(few, reserve=False) == ()
+
+
+def test_the_safest_is_tried_where_all_lose_too_much() -> None:
     points = [_point(2.0, 0.05), _point(4.0, 0.03)]
     assert pick(points) == (1,)
     assert pick(points, reserve=False) == ()
@@ -43,7 +55,7 @@ def test_too_many_are_thinned_evenly_and_keep_both_ends() -> None:
 @pytest.mark.parametrize(("cost", "low", "high"), [(1.0, 1.1, 2.0), (1.0, 0.5, 0.9), (0.0, 0.0, 1.0)])
 def test_a_cost_outside_its_interval_is_declined(cost: float, low: float, high: float) -> None:
     with pytest.raises(ContractError, match="in its interval"):
-        Point(cost=cost, cost_low=low, cost_high=high, drop=0, reach=1)
+        Point(cost=cost, cost_low=low, cost_high=high, drop=0, reach=1, asked=1)
 
 
 def test_no_room_is_declined() -> None:

@@ -41,7 +41,8 @@ def optimize(
         ContractError: If a pass broke its contract: an illegal model, another interface, changes that it did not
             report, or operators of a domain that the model did not use.
     """
-    if not is_legal(model):
+    # Of a copy: the checker of onnx-ir takes large weights out and puts them back in another order.
+    if not is_legal(model.clone()):
         raise ModelError(
             "A model has to be legal ONNX before it can be optimized; the ONNX checker refuses this one.",
             hint="python -c \"import onnx; onnx.checker.check_model('model.onnx')\" says why.",

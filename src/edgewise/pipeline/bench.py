@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from edgewise.measure.process import Entry
 from edgewise.pipeline.inputs import preprocessing_of
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import DataRequest
-from edgewise.pipeline.subjects import Subject, open_subject
+from edgewise.pipeline.subjects import Subject, is_bundle, open_subject
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record
 from edgewise.records.machine import Machine
@@ -89,10 +90,12 @@ def bench(
     options = RunOptions(threads=threads)
     subjects: list[Subject] = []
     for path in paths:
-        for backend in backends:
+        namesakes = {other for other in paths if other.name == path.name} - {path}
+        for backend in backends[:1] if is_bundle(path) else backends:
             subject = open_subject(path, shapes=shapes, backend=backend, options=options)
-            if subject.name not in {other.name for other in subjects}:
-                subjects.append(subject)
+            if namesakes:
+                subject = replace(subject, name=subject.name.replace(path.name, str(path), 1))
+            subjects.append(subject)
     feeds = _feeds(subjects[0], data)
     with tempfile.TemporaryDirectory(prefix="edgewise-bench-") as scratch:
         entries = [_entry(subject, Path(scratch) / str(index)) for index, subject in enumerate(subjects)]

@@ -20,7 +20,7 @@ from edgewise.compress.quantize.apply import apply as apply_quantization
 from edgewise.compress.quantize.plan import Plan, observed_tensors
 from edgewise.compress.quantize.plan import plan as plan_quantization
 from edgewise.compress.statistics import Statistics, collect, observe
-from edgewise.errors import BackendError, ContractError, EdgewiseError, ModelError, RecipeError
+from edgewise.errors import BackendError, ContractError, EdgewiseError, ModelError, OutputError, RecipeError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.passes.protocol import Findings
 from edgewise.pipeline.inputs import LoadedModel, Split
@@ -116,7 +116,7 @@ class Workshop:
         """Return what the passes did and declined."""
         try:
             return self.fused[1]
-        except (ModelError, ContractError) as error:
+        except (ModelError, ContractError, BackendError) as error:
             return Findings(declines=[Decline(stage="fuse", node="", operator="", reason=error.message)])
 
     def prepare(self, candidates: Sequence[Candidate]) -> None:
@@ -202,7 +202,13 @@ class Workshop:
     def _write(self, candidate: Candidate, artifact: Artifact) -> None:
         folder = self.folder(candidate)
         shutil.rmtree(folder, ignore_errors=True)
-        artifact.write(folder)
+        try:
+            artifact.write(folder)
+        except OSError as error:
+            raise OutputError(
+                f"`{folder}` has to be writable and to have room for a candidate, but: {error.strerror}.",
+                hint="Free some space, or choose another directory with `--out`.",
+            ) from error
 
     def open(self, candidate: Candidate) -> Session:
         """Open the artifact of a candidate that was built."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from edgewise.errors import BackendError, DataError
 from edgewise.measure.certificate import certify as certify_scores
 from edgewise.measure.certificate import fixed_sequence
 from edgewise.pipeline.job import Job
@@ -15,13 +17,37 @@ from edgewise.pipeline.request import MAX_RUNGS
 from edgewise.pipeline.score import score
 from edgewise.records.candidate import Candidate
 from edgewise.records.certificate import Certificate
+from edgewise.records.codec import Record
 
 CONFIDENCE: Final = 0.95
 """Level of every one-sided bound."""
 
 
-def certify(job: Job, ladder: Sequence[Candidate]) -> tuple[Certificate, ...]:
-    """Return the certificates of the rungs up to and including the first that fails.
+class Opening(Record, frozen=True, kw_only=True):
+    """The certify split was opened; stored, so that a resumed run counts the same runs before it.
+
+    Attributes:
+        reused: How many other runs had opened it before; None where the ledger could not be read or written.
+    """
+
+    reused: int | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was tested on the certify split.
+
+    Attributes:
+        certificates: Of the rungs up to and including the first that failed.
+        notes: What the user should know, in full sentences.
+    """
+
+    certificates: tuple[Certificate, ...]
+    notes: tuple[str, ...]
+
+
+def certify(job: Job, ladder: Sequence[Candidate]) -> Proof:
+    """Test the rungs up to and including the first that fails.
 
     Fixed-sequence testing (Maurer, Hothorn and Lehmacher 1995): the order was fixed before the split was opened, so
     every rung is tested at the full level, and the first failure ends the tests.
@@ -31,24 +57,53 @@ def certify(job: Job, ladder: Sequence[Candidate]) -> tuple[Certificate, ...]:
         ladder: At most `MAX_RUNGS` candidates, safest first.
     """
     if not ladder:
-        return ()
+        return Proof((), ())
     part = job.data.certify
     job.progress.stage("Certifying", len(part) * (1 + min(len(ladder), MAX_RUNGS)))
-    reused = open_certify_set(job.data.certify_sha256, _identity(job)) or 0
+    opening = job.workspace.store.recall("certify-set", "", Opening, lambda: _open(job))
+    notes = [note] if (note := _note(opening)) else []
     original = None if job.label_free else score(job, job.untouched[0], "certify")
 
+    certificates: list[Certificate] = []
+
     def test(candidate: Candidate) -> Certificate:
-        return certify_scores(
+        certificate = certify_scores(
             original,
             score(job, candidate, "certify"),
             metric=job.metric,
             max_drop=job.request.goal.max_drop,
             confidence=CONFIDENCE,
-            reused=reused,
+            reused=opening.reused or 0,
             isa=job.machine.fingerprint,
         )
+        certificates.append(certificate)
+        return certificate
 
-    return fixed_sequence(partial(test, candidate) for candidate in ladder[:MAX_RUNGS])
+    try:
+        fixed_sequence(partial(test, candidate) for candidate in ladder[:MAX_RUNGS])
+    except (BackendError, DataError) as error:
+        # A rung that cannot be tested has not passed: it ends the sequence, and those before it keep what they have.
+        notes.append(f"`{ladder[len(certificates)].name}` could not be tested on the certify split: {error.message}")
+    return Proof(tuple(certificates), tuple(notes))
+
+
+def _open(job: Job) -> Opening:
+    return Opening(reused=open_certify_set(job.data.certify_sha256, _identity(job)))
+
+
+def _note(opening: Opening) -> str:
+    if opening.reused is None:
+        return (
+            "The ledger of opened certify sets could not be written, so whether another run has used these certify "
+            "samples before is not known; `edgewise doctor` names its file."
+        )
+    if opening.reused:
+        runs = "another run" if opening.reused == 1 else f"{opening.reused} other runs"
+        return (
+            f"The certify samples were opened by {runs} before. If anything was decided on what they showed, the "
+            f"certificate says too much: fresh samples make it hold again."
+        )
+    return ""
 
 
 def _identity(job: Job) -> str:

@@ -78,7 +78,10 @@ def _new_rung(job: Job, rung: Rung) -> NewRung:
 
 def _keep_graph(job: Job, candidate: Candidate) -> None:
     """Keep the graph of a rung as ONNX where its artifact is something else."""
-    if candidate.backend == "ort" or job.workspace.store.get("source", candidate.name, Source) is not None:
+    if candidate.backend == "ort":
+        return
+    stored = job.workspace.store.get("source", candidate.name, Source)
+    if stored is not None and _has_hash(job.workspace.folder / SOURCES / stored.file, stored.sha256):
         return
     model, _ = job.workshop.graph(candidate)
     name = f"{candidate.name.replace(' ', '-')}.onnx"
@@ -90,6 +93,10 @@ def _keep_graph(job: Job, candidate: Candidate) -> None:
     save(model, folder / name)
     digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     job.workspace.store.put("source", candidate.name, Source(file=name, sha256=digest))
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def write_report(run: Run, path: Path) -> None:

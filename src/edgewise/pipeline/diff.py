@@ -109,7 +109,10 @@ def diff(
     producers = _producers(graphs[0])
     shared = [name for name in producers if name in _producers(graphs[1])]
     if not shared:
-        raise ModelError("Two models can be compared where tensors have the same names, but these share none.")
+        raise ModelError(
+            "Two models can be compared where tensors have the same names, but these share none.",
+            hint="Give a model and what was made of it; `edgewise eval` compares any two by their answers.",
+        )
     inputs = load_model(_graph(first), data.shapes).facts.inputs
     preprocessing = Bundle.load(second).manifest.preprocessing if is_bundle(second) else None
     dataset = bind(

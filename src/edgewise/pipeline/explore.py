@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -19,7 +18,7 @@ from edgewise.pipeline.inputs import percent
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.propose import propose
 from edgewise.pipeline.request import MAX_RUNGS
-from edgewise.pipeline.score import score
+from edgewise.pipeline.score import pace_of, score
 from edgewise.pipeline.screen import Timing, build_all, time_all
 from edgewise.records.candidate import Candidate
 from edgewise.records.certificate import Certificate
@@ -40,13 +39,15 @@ SMALLER: Final = 0.9
 SLOWER_FOR_SIZE: Final = 0.95
 """How slow it may be then, as a ratio of speeds."""
 
+DECISIONS: Final = frozenset({"top1", "top5", "accuracy"})
+"""Metrics that count right decisions. A regression, or a rank by scores, may well be on one side of every threshold."""
+
 FINISH_S: Final = 15.0
 """Kept back for the last timing, cold starts and writing. Empirical: 8 to 12 s for models of a few megabytes."""
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """What the search found.
+class Exploration(Record, frozen=True, kw_only=True):
+    """What the search found. It is stored: the ladder stays fixed from before the certify split is opened.
 
     Attributes:
         ladder: Candidates to certify, safest first.
@@ -59,31 +60,28 @@ class Exploration:
     notes: tuple[str, ...]
 
 
-class Pace(Record, frozen=True, kw_only=True):
-    """Wall-clock seconds that the untouched model took for one select sample, reading and preparing it included."""
-
-    seconds: float
-
-
 def explore(job: Job) -> Exploration:
     """Try every candidate, the cheap questions first; a candidate is rejected as soon as one is answered against it.
+
+    Done once: a resumed run with more time left would find another ladder, after it has seen the certify split.
 
     Raises:
         ModelError: If the untouched model cannot be run, or gives the same answer for every sample.
     """
+    return job.workspace.store.recall("exploration", "", Exploration, lambda: _explore(job))
+
+
+def _explore(job: Job) -> Exploration:
     precisions = {name: registry.get(name).precisions() for name in job.backends}
     candidates = propose(precisions, job.request.effort.threads)
     failures = build_all(job, candidates)
     baseline = job.untouched[0]
     if baseline in failures:
-        raise ModelError(
-            f"The untouched model has to run in ONNX Runtime, but: {failures[baseline]}.",
-            hint="`edgewise inspect` lists the operators that each backend lacks.",
-        )
-    original, pace = _score_baseline(job, baseline)
+        raise not_runnable(failures[baseline])
+    original = _score_baseline(job, baseline)
     built = [candidate for candidate in candidates if candidate not in failures]
     timings = time_all(job, built, baseline)
-    book = _Book(job, original, timings, pace)
+    book = _Book(job, original, timings)
     for candidate, reason in failures.items():
         book.reject(candidate, f"it could not be built: {reason}")
     contenders = [candidate for candidate in built if candidate not in job.untouched and book.may_win(candidate)]
@@ -92,29 +90,34 @@ def explore(job: Job) -> Exploration:
     for candidate in contenders:
         book.examine(candidate)
     ladder = book.ladder()
-    return Exploration(ladder, book.outcomes(candidates), tuple(book.notes))
+    return Exploration(ladder=ladder, outcomes=book.outcomes(candidates), notes=tuple(book.notes))
 
 
-def _score_baseline(job: Job, baseline: Candidate) -> tuple[Scores, Pace]:
+def not_runnable(reason: str) -> ModelError:
+    """Return the error that says that the untouched model cannot be run, so that there is nothing to compare with."""
+    return ModelError(
+        f"The untouched model has to run in ONNX Runtime, but: {reason.removesuffix('.')}.",
+        hint="`edgewise inspect` lists the operators that each backend lacks.",
+    )
+
+
+def _score_baseline(job: Job, baseline: Candidate) -> Scores:
     job.progress.stage("Scoring the untouched model", len(job.data.select))
-    began = job.deadline.clock()
     scores = score(job, baseline, "select")
-    seconds = (job.deadline.clock() - began) / len(job.data.select)
     constant = constant_output(scores)
-    if constant is not None:
+    if constant is not None and (scores.same_output or job.metric.name in DECISIONS):
         raise ModelError(constant, hint="Check the pre-processing and the export: this model is of no use as it is.")
-    return scores, job.workspace.store.recall("pace", "", Pace, lambda: Pace(seconds=seconds))
+    return scores
 
 
 class _Book:
     """Keeps account of what became of every candidate."""
 
-    def __init__(self, job: Job, original: Scores, timings: Mapping[Candidate, Timing], pace: Pace) -> None:
+    def __init__(self, job: Job, original: Scores, timings: Mapping[Candidate, Timing]) -> None:
         self.notes: list[str] = []
         self._job = job
-        self._scores = original
         self._original = None if job.label_free else original
-        self._pace = pace
+        self._pace_s = pace_of(job, job.untouched[0])
         self._timings = timings
         self._outcomes: dict[Candidate, Outcome] = {}
         self._estimates: dict[Candidate, Certificate] = {}
@@ -159,10 +162,10 @@ class _Book:
                 self.reject(candidate, reason)
                 return
             scores = score(self._job, candidate, "select")
+            estimate = self._estimate(scores, self._original, CONFIDENCE)
         except (BackendError, DataError) as error:
             self.reject(candidate, f"it failed on the select split: {error.message}")
             return
-        estimate = self._estimate(scores, self._original, CONFIDENCE)
         self._estimates[candidate] = estimate
         self._outcomes[candidate] = msgspec.structs.replace(
             self._outcome(candidate, "measured", "it was timed and scored, but another one is safer or faster"),
@@ -195,7 +198,7 @@ class _Book:
     def _has_time(self, candidate: Candidate) -> bool:
         """Return whether scoring a candidate leaves time to certify and to measure what was found."""
         job = self._job
-        certify_s = len(job.data.certify) * (self._pace.seconds + MAX_RUNGS * self._seconds(candidate))
+        certify_s = len(job.data.certify) * (self._pace_s + MAX_RUNGS * self._seconds(candidate))
         stages = [
             Stage(seconds=len(job.data.select) * self._seconds(candidate)),
             Stage(seconds=certify_s + FINISH_S, required=True),
@@ -203,13 +206,17 @@ class _Book:
         enough = 0 in affordable(0.0, job.deadline.left_s, stages)
         if not enough and not self._late:
             self._late = True
-            self.notes.append("The time budget ended before every candidate was scored; a larger `--budget` tries all.")
+            self.notes.append(
+                "The time budget ended before every candidate was scored; a new run with a larger `--budget` tries all."
+            )
         return enough or not self._estimates
 
     def _seconds(self, candidate: Candidate) -> float:
         """Estimate the seconds that scoring one sample takes: as for the untouched model, less what is faster."""
         untouched_us = self.median_us(self._job.untouched[0])
-        return self._pace.seconds + 1e-6 * self._job.steps_per_sample * (self.median_us(candidate) - untouched_us)
+        gained_us = untouched_us - self.median_us(candidate)
+        # The two clocks ran at different times: what was gained may seem more than there was.
+        return max(0.0, self._pace_s - 1e-6 * self._job.steps_per_sample * gained_us)
 
     def ladder(self) -> tuple[Candidate, ...]:
         """Return the candidates to certify, safest first (the rule is in `search/ladder.py`)."""
@@ -223,13 +230,15 @@ class _Book:
         if speedup is None:
             raise ContractError(f"`{candidate.name}` was scored, but never timed.")
         # The certify split has another size: widths of bounds go with the root of the number of samples.
+        asked = self._job.request.goal.max_drop
         width = (estimate.upper - estimate.drop) * math.sqrt(estimate.n / len(self._job.data.certify))
         return Point(
             cost=1 / speedup.value,
             cost_low=1 / speedup.high,
             cost_high=1 / speedup.low,
             drop=estimate.drop,
-            reach=self._job.request.goal.max_drop - width,
+            reach=asked - width,
+            asked=asked,
         )
 
     def outcomes(self, candidates: Sequence[Candidate]) -> tuple[Outcome, ...]:

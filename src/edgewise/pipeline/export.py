@@ -34,7 +34,10 @@ def export(folder: Path, *, to: str, out: Path, rung: str | None = None) -> tupl
         OutputError: If the files cannot be written, or one exists.
     """
     if to not in FORMATS:
-        raise RecipeError(f"`--to` has to be one of {', '.join(f'`{name}`' for name in FORMATS)}. Received `{to}`.")
+        raise RecipeError(
+            f"`--to` has to be one of {', '.join(f'`{name}`' for name in FORMATS)}. Received `{to}`.",
+            hint="ONNX is what most other tools read.",
+        )
     bundle = Bundle.load(folder)
     artifact = bundle.artifact(rung)
     if to == "onnx":
@@ -89,5 +92,7 @@ def _write(files: Mapping[str, bytes], out: Path) -> tuple[Path, ...]:
     except OSError as error:
         for path in written:
             path.unlink(missing_ok=True)
-        raise OutputError(f"`{out}` has to be writable, but: {error.strerror}.") from error
+        raise OutputError(
+            f"`{out}` has to be writable, but: {error.strerror}.", hint="Choose another file with `--out`."
+        ) from error
     return tuple(written)

@@ -32,10 +32,17 @@ PROFILE_REPEATS: Final = 20
 
 
 class FinalTimes(Record, frozen=True, kw_only=True):
-    """The last timing of the ladder, in one group: the untouched model first."""
+    """The last timing of the ladder, in one group: the untouched model first.
+
+    Attributes:
+        names: The candidates that were timed.
+        latencies: Of each of them.
+        failures: What became of the others, in full sentences.
+    """
 
     names: tuple[str, ...]
     latencies: tuple[Latency, ...]
+    failures: tuple[str, ...]
 
 
 class Footprint(Record, frozen=True, kw_only=True):
@@ -62,25 +69,34 @@ class Choice:
     reasons: Mapping[Candidate, str]
 
 
-def measure_ladder(job: Job, rungs: Sequence[Candidate], certificates: Sequence[Certificate]) -> tuple[Rung, ...]:
+def measure_ladder(
+    job: Job, rungs: Sequence[Candidate], certificates: Sequence[Certificate]
+) -> tuple[tuple[Rung, ...], tuple[str, ...]]:
     """Measure the untouched model and the rungs that were tested, against each other.
+
+    A rung whose process fails is left out.
 
     Args:
         job: The run.
         rungs: Candidates, safest first.
         certificates: What was proven of the first of them; later ones were never tested and are left out.
+
+    Returns:
+        The ladder, and what the user should know, in full sentences.
     """
     tested = [*job.untouched, *rungs[: len(certificates)]]
     times = job.workspace.store.recall(
         "final-times", " | ".join(c.name for c in tested), FinalTimes, lambda: _time(job, tested)
     )
     latencies = dict(zip(times.names, times.latencies, strict=True))
-    baseline = min((latencies[c.name] for c in job.untouched), key=lambda latency: latency.median_us)
-    reference = next(c for c in job.untouched if latencies[c.name] is baseline)
+    reference = min(job.untouched, key=lambda c: latencies[c.name].median_us)
+    baseline = latencies[reference.name]
     found = []
     for candidate, certificate in zip(
         [reference, *rungs], [None, *certificates], strict=False
     ):  # rungs behind the first failure have no certificate
+        if candidate.name not in latencies:
+            continue
         footprint = _footprint(job, candidate)
         found.append(
             Rung(
@@ -96,7 +112,7 @@ def measure_ladder(job: Job, rungs: Sequence[Candidate], certificates: Sequence[
                 layers=footprint.layers,
             )
         )
-    return tuple(found)
+    return tuple(found), times.failures
 
 
 def _time(job: Job, tested: Sequence[Candidate]) -> FinalTimes:
@@ -108,12 +124,15 @@ def _time(job: Job, tested: Sequence[Candidate]) -> FinalTimes:
         budget_s=budget_s,
         seed=job.request.data.seed + 1,
     )
-    latencies = []
-    for result in results:
-        if not isinstance(result, Latency):
+    latencies, failures = {}, []
+    for candidate, result in zip(tested, results, strict=True):
+        if isinstance(result, Latency):
+            latencies[candidate.name] = result
+        elif candidate.is_untouched:
             raise result
-        latencies.append(result)
-    return FinalTimes(names=tuple(c.name for c in tested), latencies=tuple(latencies))
+        else:
+            failures.append(f"`{candidate.name}` failed when it was timed for the last time: {result.message}")
+    return FinalTimes(names=tuple(latencies), latencies=tuple(latencies.values()), failures=tuple(failures))
 
 
 def _footprint(job: Job, candidate: Candidate) -> Footprint:
@@ -160,8 +179,8 @@ def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
         verdict = _gate(job, reference, rung)
         reasons[rung.candidate] = verdict.reason
         if not rung.certified and not job.request.goal.accept_uncertified:
-            reasons[rung.candidate] = "its certificate falls short of the bound that was asked for"
-        elif verdict.accepted and _improves(ladder[chosen], rung):
+            reasons[rung.candidate] = _shortfall(rung)
+        elif verdict.accepted and (not chosen or rung.latency.median_us <= ladder[chosen].latency.median_us):
             chosen = index
     return Choice(tuple(ladder), chosen, reasons)
 
@@ -182,9 +201,18 @@ def _gate(job: Job, reference: Rung, rung: Rung) -> gate.Verdict:
     return smaller if smaller.accepted else verdict
 
 
-def _improves(before: Rung, rung: Rung) -> bool:
-    """Return whether `rung` may take the place of a rung that was accepted before it: never a slower one."""
-    return rung.latency.median_us <= before.latency.median_us or rung.size_bytes < before.size_bytes
+def _shortfall(rung: Rung) -> str:
+    """Return why a rung is not certified, what it would have gained, and what would help."""
+    certificate = rung.certificate
+    if certificate is None:
+        return ""
+    reason = (
+        f"`{rung.candidate.name}`, {rung.speedup.value:.2f}x as fast, is not certified: on {certificate.n} samples "
+        f"{_shown(certificate)}, more than the {100 * certificate.max_drop:.3g} asked for"
+    )
+    if certificate.samples_needed is None:
+        return reason
+    return f"{reason}; about {certificate.samples_needed} certify samples would show it"
 
 
 def with_fates(outcomes: Sequence[Outcome], choice: Choice) -> tuple[Outcome, ...]:
@@ -223,19 +251,23 @@ def verdict(choice: Choice) -> str:
     if choice.chosen == 0:
         return f"Nothing that was tried is better than the untouched model: {_why_nothing(choice)}."
     speed = f"{chosen.speedup.value:.2f}x as fast ({chosen.speedup.low:.2f} to {chosen.speedup.high:.2f})"
-    size = f"{reference.size_bytes / chosen.size_bytes:.2f}x smaller"
+    gain = reference.size_bytes / chosen.size_bytes
+    size = f"{gain:.2f}x smaller" if gain >= 1 else f"{1 / gain:.2f}x larger"
     return f"{speed} and {size}; {_proof(chosen.certificate)}."
 
 
 def _proof(certificate: Certificate | None) -> str:
     if certificate is None:
         return "nothing was certified"
+    if certificate.passed:
+        return _shown(certificate)
+    return f"NOT certified: {_shown(certificate)}, more than the {100 * certificate.max_drop:.3g} asked for"
+
+
+def _shown(certificate: Certificate) -> str:
     unit = "% of its value" if certificate.relative else "points"
     what = "share of changed answers" if certificate.claim == "flip-rate" else f"loss of {certificate.metric}"
-    shown = f"the {what} is at most {100 * certificate.upper:.2f} {unit} at {certificate.confidence:.0%} confidence"
-    if certificate.passed:
-        return shown
-    return f"NOT certified: {shown}, more than the {100 * certificate.max_drop:.3g} asked for"
+    return f"the {what} is at most {100 * certificate.upper:.2f} {unit} at {certificate.confidence:.0%} confidence"
 
 
 def _why_nothing(choice: Choice) -> str:

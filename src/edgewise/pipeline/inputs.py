@@ -148,6 +148,7 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
                 f"The {name} set has to hold at least one sample, but it is empty.",
                 hint="Give more samples with `--data`, or the three sets with --calibration, --select and --certify.",
             )
+    _check_disjoint(calibrate, select, certify)
     return Data(
         calibrate=calibrate,
         select=select,
@@ -159,6 +160,17 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
         labelled=select.dataset.labels() is not None and certify.dataset.labels() is not None,
         classes=_classes(request.select or request.samples),
     )
+
+
+def _check_disjoint(calibrate: Split, select: Split, certify: Split) -> None:
+    """Refuse certify samples that serve another purpose: a certificate on them would prove nothing."""
+    for name, part in (("calibrate", calibrate), ("select", select)):
+        if part.dataset.fingerprint == certify.dataset.fingerprint and np.isin(part.indices, certify.indices).any():
+            raise DataError(
+                f"The certify set must share no sample with the {name} set, but both have samples of "
+                f"`{certify.dataset.name}`.",
+                hint="Give other samples with `--certify` (and `--calibration`), or let `--data` be split.",
+            )
 
 
 def preprocessing_of(request: DataRequest) -> Preprocessing:

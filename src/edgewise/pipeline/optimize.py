@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,18 +16,19 @@ import numpy as np
 
 from edgewise import __version__
 from edgewise.backends import registry
-from edgewise.errors import DataError, RecipeError
+from edgewise.bundle.read import Bundle
+from edgewise.errors import BackendError, BundleError, DataError, RecipeError
 from edgewise.measure.machine import describe
 from edgewise.measure.metrics import Metric, default_metric, resolve
 from edgewise.pipeline import explore, finish
-from edgewise.pipeline.build import Workshop
+from edgewise.pipeline.build import Workshop, open_judge
 from edgewise.pipeline.certify import certify
-from edgewise.pipeline.deliver import deliver
+from edgewise.pipeline.deliver import REPORT, deliver
 from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import Request, check
-from edgewise.pipeline.workspace import Workspace, open_workspace
+from edgewise.pipeline.workspace import open_workspace
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record, encode
 from edgewise.records.findings import Decline
@@ -70,8 +72,12 @@ class Ending(Record, frozen=True, kw_only=True):
     missed: str
 
 
-class Spent(Record, frozen=True, kw_only=True):
-    """Wall-clock seconds that one session of a run took."""
+class Session(Record, frozen=True, kw_only=True):
+    """One call of the main job began to work on this run.
+
+    Attributes:
+        seconds: Wall-clock seconds that it had taken by then, for reading model and samples.
+    """
 
     seconds: float
 
@@ -99,48 +105,50 @@ def optimize(
     """
     progress = progress or Quiet()
     check(request)
-    deadline = Deadline.after(request.effort.budget_s, clock)
+    began = clock()
     backends = _backends(request.effort.backends)
     progress.stage("Reading the model and the samples")
     model = load_model(request.model, request.data.shapes)
     data = open_data(request.data, model.facts.inputs)
+    metric = _metric(request, model, data)
     machine = describe()
     with open_workspace(request.out, _run_key(request, model, data, machine), overwrite=request.overwrite) as workspace:
         finished = workspace.store.get("ending", "", Ending)
-        if finished is not None and (request.out / "manifest.json").exists():
+        if finished is not None and _is_whole(request.out):
+            workspace.tidy()  # killed when it had just finished
             progress.note(f"`{request.out}` holds the finished result of this very run; nothing was measured again.")
             return Result(finished.run, request.out, finished.missed)
         beginning = workspace.store.recall("beginning", "", Beginning, _begin)
+        spent_s = _spent_s(workspace.store)
+        workspace.store.put("session", "", Session(seconds=clock() - began))
         job = Job(
             request=request,
             model=model,
             data=data,
-            metric=_metric(request, model, data),
+            metric=metric,
             machine=machine,
             backends=backends,
             workspace=workspace,
             workshop=Workshop(model, data.calibrate, workspace, progress),
             progress=progress,
-            deadline=deadline,
+            deadline=Deadline(clock, began - spent_s + request.effort.budget_s),
             run_id=beginning.run_id,
         )
         return _run(job, beginning, command)
 
 
 def _run(job: Job, beginning: Beginning, command: str) -> Result:
-    began = job.deadline.clock()
     exploration = explore.explore(job)
-    certificates = certify(job, exploration.ladder)
-    ladder = finish.measure_ladder(job, exploration.ladder, certificates)
+    proof = certify(job, exploration.ladder)
+    ladder, notes = finish.measure_ladder(job, exploration.ladder, proof.certificates)
     choice = finish.choose(job, ladder)
-    seconds = job.deadline.clock() - began + _spent(job.workspace)
     fused = job.workshop.findings()
     run = Run(
         schema=RUN_SCHEMA,
         edgewise=__version__,
         command=command,
         started=beginning.started,
-        seconds=seconds,
+        seconds=job.deadline.clock() - (job.deadline.end - job.request.effort.budget_s),
         model=job.model.facts,
         data=_data_facts(job),
         machine=job.machine,
@@ -150,7 +158,7 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         ladder=choice.ladder,
         chosen=choice.chosen,
         verdict=finish.verdict(choice),
-        notes=tuple(exploration.notes),
+        notes=(*exploration.notes, *proof.notes, *notes),
     )
     missed = finish.why_missed(job, choice.ladder[choice.chosen])
     deliver(job, run)
@@ -172,6 +180,11 @@ def _backends(asked: Sequence[str]) -> tuple[str, ...]:
     """
     for name in asked:
         registry.get(name).version()
+        if not registry.BACKENDS[name].fast:
+            raise RecipeError(
+                f"A backend to try has to be one that is meant for use, but `{name}` is there for comparison.",
+                hint=f"`--backends {','.join(registry.ready())}` tries all that are ready here.",
+            )
     return tuple(asked) or registry.ready()
 
 
@@ -205,10 +218,12 @@ def _metric(request: Request, model: LoadedModel, data: Data) -> Metric:
 
 def _output_shape(model: LoadedModel, data: Data) -> tuple[int, ...]:
     """Run the model once and return the shape of its first output without the batch."""
-    backend = registry.get("ort")
     dataset = data.select.dataset
-    with closing(backend.open(backend.compile(model.fixed, RunOptions()))) as session:
-        outputs = run_sequence(session.run, dataset.feeds(int(data.select.indices[0])), dataset.state)
+    try:
+        with closing(open_judge(model.fixed, RunOptions())) as session:
+            outputs = run_sequence(session.run, dataset.feeds(int(data.select.indices[0])), dataset.state)
+    except BackendError as error:
+        raise explore.not_runnable(error.message) from error
     first = np.asarray(outputs[model.facts.outputs[0].name])
     return first.shape[1:] if not dataset.state else (first.shape[0], *first.shape[2:])
 
@@ -228,10 +243,22 @@ def _data_facts(job: Job) -> DataFacts:
     )
 
 
-def _spent(workspace: Workspace) -> float:
-    """Return the seconds that earlier sessions of this run took."""
-    spent = workspace.store.get("spent", "", Spent)
-    return 0.0 if spent is None else spent.seconds
+def _spent_s(store: Store) -> float:
+    """Return the seconds that earlier sessions of this run took, each up to the last record that it finished."""
+    reading = store.get_all("session", Session)
+    return math.fsum(session.seconds for session in reading) + math.fsum(store.spans("session"))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether the bundle and the report of a finished run are still there as they were written."""
+    try:
+        bundle = Bundle.load(folder)
+        for rung in bundle.rungs:
+            bundle.artifact(rung)
+        bundle.vectors()
+    except BundleError:
+        return False
+    return (folder / REPORT).is_file()
 
 
 def _quantization_declines(outcomes: Sequence[Outcome]) -> list[Decline]:

@@ -103,12 +103,12 @@ def check(request: Request) -> None:
             f"`--max-drop` has to be above 0 and below 100 %. Received {goal.max_drop:g}.",
             hint="Write `--max-drop 1%` (or 0.01) for one point of accuracy.",
         )
-    if effort.budget_s <= 0:
+    if not effort.budget_s > 0:
         raise RecipeError(f"`--budget` has to be positive. Received {effort.budget_s:g} seconds.")
     if not effort.threads or min(effort.threads) < 1:
         raise RecipeError(f"`--threads` has to be 1 or more. Received {', '.join(map(str, effort.threads)) or 'none'}.")
     for flag, value in (("--max-latency", goal.max_latency_us), ("--max-size", goal.max_size_bytes)):
-        if value is not None and value <= 0:
+        if value is not None and not value > 0:
             raise RecipeError(f"`{flag}` has to be positive. Received {value:g}.")
     if (data.select is None) != (data.certify is None):
         raise RecipeError(

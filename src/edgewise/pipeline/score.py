@@ -5,12 +5,20 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Literal
 
+from edgewise.errors import ContractError
 from edgewise.measure.accuracy import Scores, scores
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.propose import untouched
 from edgewise.records.candidate import Candidate
+from edgewise.records.codec import Record
 
 SplitName = Literal["select", "certify"]
+
+
+class Pace(Record, frozen=True, kw_only=True):
+    """Wall-clock seconds that scoring one sample took, reading and preparing it included."""
+
+    seconds: float
 
 
 def score(job: Job, candidate: Candidate, split: SplitName, *, first: int | None = None) -> Scores:
@@ -23,13 +31,23 @@ def score(job: Job, candidate: Candidate, split: SplitName, *, first: int | None
         first: How many samples, from the first on; None for all.
     """
     part = job.data.select if split == "select" else job.data.certify
-    indices = part.indices[:first]
-    return job.workspace.store.recall(
-        f"scores {split} {len(indices)}",
-        candidate.name,
-        Scores,
-        lambda: _score(job, candidate, split, first),
-    )
+    stage, store = f"scores {split} {len(part.indices[:first])}", job.workspace.store
+    stored = store.get(stage, candidate.name, Scores)
+    if stored is not None:
+        return stored
+    began = job.deadline.clock()
+    made = _score(job, candidate, split, first)
+    pace = Pace(seconds=(job.deadline.clock() - began) / made.n)
+    store.put_all([(stage, candidate.name, made), (f"pace {stage}", candidate.name, pace)])
+    return made
+
+
+def pace_of(job: Job, candidate: Candidate) -> float:
+    """Return the seconds that one sample took when a candidate was scored on the whole select split."""
+    stored = job.workspace.store.get(f"pace scores select {len(job.data.select)}", candidate.name, Pace)
+    if stored is None:
+        raise ContractError(f"`{candidate.name}` has to be scored before its pace is known.")
+    return stored.seconds
 
 
 def _score(job: Job, candidate: Candidate, split: SplitName, first: int | None) -> Scores:

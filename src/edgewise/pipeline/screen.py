@@ -20,6 +20,9 @@ SCREEN_SHARE: Final = 0.10
 """Share of the time left that goes into the first timing."""
 
 LONGEST_SCREEN_S: Final = 20.0
+SHORTEST_SCREEN_S: Final = 0.5
+"""Even where the budget is spent: without times there is no result."""
+
 WORKER_BYTES: Final = 250 << 20
 """Resident memory of a worker without its model: interpreter, numpy and runtime (measured: 90 to 210 MiB)."""
 
@@ -68,12 +71,18 @@ def time_all(job: Job, candidates: Sequence[Candidate], baseline: Candidate) -> 
         if candidate != baseline and job.workspace.store.get("timing", twin.name, Timing) is None
     ]
     groups = _groups(job, [representatives[twin] for twin in missing])
+    if not groups and job.workspace.store.get("timing", baseline.name, Timing) is None:
+        groups = [[]]  # nothing else could be built
     if groups:
         job.progress.stage("Timing candidates in turns", len(groups))
     for index, group in enumerate(groups):
-        budget_s = min(LONGEST_SCREEN_S, SCREEN_SHARE * job.deadline.left_s) / (len(groups) - index)
-        for candidate, timing in zip([baseline, *group], _time(job, [baseline, *group], budget_s), strict=True):
-            job.workspace.store.put("timing", timing_twin(candidate).name, timing)
+        share_s = min(LONGEST_SCREEN_S, SCREEN_SHARE * job.deadline.left_s) / (len(groups) - index)
+        members = [baseline, *group]
+        timings = _time(job, members, max(SHORTEST_SCREEN_S, share_s))
+        # One transaction: a group was measured as a whole, so it is never in part measured again.
+        job.workspace.store.put_all(
+            ("timing", timing_twin(member).name, timing) for member, timing in zip(members, timings, strict=True)
+        )
         job.progress.step()
     return {candidate: _stored(job, timing_twin(candidate)) for candidate in candidates}
 

@@ -4,7 +4,8 @@ out/manifest.json, models/, vectors.npz    the bundle (written last)
 out/report.html                            the report
 out/run.sqlite                             every record; the run resumes from it
 out/work/                                  compiled candidates; removed when the run has finished
-out/.lock                                  held while a run is at work
+
+While a run is at work, the directory itself is locked.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from edgewise.records.store import Store
 if sys.platform != "win32":  # Windows has no fcntl; two runs at once are then not noticed
     import fcntl
 
-OURS = frozenset({"manifest.json", "models", "report.html", "run.sqlite", "work", "sources"})
-"""What edgewise itself puts into the directory of a run."""
+RECORDS = "run.sqlite"
+
+OURS = ("manifest.json", "models", "report.html", "sources", "work", ".bundle-tmp-*", ".report.html-*", RECORDS)
+"""What edgewise itself puts into the directory of a run. The records are removed last: they tell that it is one."""
 
 
 class RunKey(Record, frozen=True, kw_only=True):
@@ -60,10 +63,11 @@ def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Works
     """
     _create(folder)
     with _locked(folder):
-        foreign = sorted(path.name for path in folder.iterdir() if path.name not in OURS)
-        if foreign and not (folder / "run.sqlite").exists():
+        # A folder named `work` or `models` may be anybody's; only the records make it ours to overwrite or remove.
+        held = sorted(path.name for path in folder.iterdir())
+        if held and not (folder / RECORDS).exists():
             raise OutputError(
-                f"The output directory `{folder}` has to be empty or an earlier run, but it holds `{foreign[0]}`.",
+                f"The output directory `{folder}` has to be empty or an earlier run, but it holds `{held[0]}`.",
                 hint="Choose another directory with `--out`.",
             )
         store = _matching_store(folder, key, overwrite=overwrite)
@@ -106,7 +110,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _matching_store(folder: Path, key: str, *, overwrite: bool) -> Store:
-    path = folder / "run.sqlite"
+    path = folder / RECORDS
     wanted = RunKey(sha256=key)
     if path.exists():
         try:
@@ -117,8 +121,9 @@ def _matching_store(folder: Path, key: str, *, overwrite: bool) -> Store:
                 raise
             found = None
         else:
-            if found is None or found == wanted:
+            if found is None:  # killed when the file had just been made
                 store.put("run-key", "", wanted)
+            if found in (None, wanted):
                 return store
             store.close()
         if not overwrite:
@@ -134,9 +139,9 @@ def _matching_store(folder: Path, key: str, *, overwrite: bool) -> Store:
 
 def clear(folder: Path) -> None:
     """Remove everything that edgewise put into `folder`; foreign files stay."""
-    for name in sorted(OURS):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for pattern in OURS:
+        for path in sorted(folder.glob(pattern)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -7,7 +7,7 @@ same stage and key.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +74,24 @@ class Store:
                 "INSERT INTO records (stage, key, made, body) VALUES (?, ?, ?, ?)", (stage, key, made, encode(record))
             )
 
+    def put_all(self, records: Iterable[tuple[str, str, Record]]) -> None:
+        """Append several records, each with its stage and key, in one transaction: all of them or none.
+
+        Raises:
+            OutputError: If they cannot be written; nothing of them is then stored.
+        """
+        made = datetime.now(UTC).isoformat(timespec="milliseconds")
+        rows = [(stage, key, made, encode(record)) for stage, key, record in records]
+        with self._mapped():
+            self._connection.execute("BEGIN")
+            try:
+                self._connection.executemany("INSERT INTO records (stage, key, made, body) VALUES (?, ?, ?, ?)", rows)
+                self._connection.execute("COMMIT")
+            except sqlite3.DatabaseError:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
     def get(self, stage: str, key: str, kind: type[T]) -> T | None:
         """Return the newest record of `stage` and `key`, or None.
 
@@ -85,6 +103,16 @@ class Store:
                 "SELECT body FROM records WHERE stage = ? AND key = ? ORDER BY id DESC LIMIT 1", (stage, key)
             ).fetchone()
             return None if row is None else decode(row[0], kind)
+
+    def get_all(self, stage: str, kind: type[T]) -> list[T]:
+        """Return all records of `stage`, whatever their keys, oldest first.
+
+        Raises:
+            OutputError: If the file is damaged or a record is of another kind.
+        """
+        with self._mapped():
+            rows = self._connection.execute("SELECT body FROM records WHERE stage = ? ORDER BY id", (stage,)).fetchall()
+            return [decode(body, kind) for (body,) in rows]
 
     def recall(self, stage: str, key: str, kind: type[T], make: Callable[[], T]) -> T:
         """Return the stored record, or make it, store it and return it."""
@@ -100,6 +128,25 @@ class Store:
         with self._mapped():
             row = self._connection.execute("SELECT COUNT(*) FROM records WHERE stage = ?", (stage,)).fetchone()
             return int(row[0])
+
+    def spans(self, stage: str) -> list[float]:
+        """Return for each record of `stage` the seconds from it to the last record before the next one of that stage.
+
+        Every record knows when it was made, so this is how long each session lasted, even one that was killed.
+        """
+        with self._mapped():
+            rows = self._connection.execute("SELECT stage, made FROM records ORDER BY id").fetchall()
+        lengths: list[float] = []
+        began = None
+        for name, made in rows:
+            now = datetime.fromisoformat(made)
+            if name == stage:
+                began = now
+                lengths.append(0.0)
+            elif began is not None:
+                # The system's clock may have been set back in between.
+                lengths[-1] = max(lengths[-1], (now - began).total_seconds())
+        return lengths
 
     def close(self) -> None:
         """Close the file. A store that is not used any more need not be closed: nothing is buffered."""

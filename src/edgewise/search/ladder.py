@@ -29,6 +29,8 @@ class Point:
         drop: Estimated drop on the select split.
         reach: The drop at or below which a candidate like this one is likely to be certified: the bound asked for,
             less what the certify split's size costs (`max_drop` minus the half-width to be expected).
+        asked: The bound asked for: a candidate whose true drop is above it is not wanted, however many samples there
+            are.
     """
 
     cost: float
@@ -36,6 +38,7 @@ class Point:
     cost_high: float
     drop: float
     reach: float
+    asked: float
 
     def __post_init__(self) -> None:
         if not (self.cost > 0 and self.cost_low <= self.cost <= self.cost_high):
@@ -50,8 +53,10 @@ def pick(points: Sequence[Point], *, most: int = MOST_RUNGS, reserve: bool = Tru
 
     1. Only the Pareto front of (cost, drop) is considered: beside a rung that is both faster and safer, another
        one serves nobody.
-    2. Only candidates within reach are considered. If none is, the safest is still tried when `reserve` is set: its
-       bound is the best that can be reported, and a failed test costs nothing because the untouched model remains.
+    2. Only candidates within reach are considered. If none is and `reserve` is set, one is tried all the same, since
+       a failed test costs nothing: the untouched model remains. It is the fastest whose drop is at most what was asked
+       for, because that is the one for which more samples would be worth having, or `--accept-uncertified`; and the
+       safest if there is none such.
     3. By rising drop, a candidate is taken if the upper end of its cost lies below the lower end of the cost of the
        rung before: a gain that its own interval doubts is not worth a test.
     4. If more than `most` remain, the fastest is kept, since it is what the user asked for, and the safest, since the
@@ -61,7 +66,7 @@ def pick(points: Sequence[Point], *, most: int = MOST_RUNGS, reserve: bool = Tru
     Args:
         points: All candidates. The untouched model is none of them: it needs no test.
         most: Most rungs.
-        reserve: Whether to return the safest where none is within reach.
+        reserve: Whether to return one where none is within reach.
 
     Returns:
         Indices into `points`, by strictly rising drop and strictly falling cost.
@@ -72,7 +77,8 @@ def pick(points: Sequence[Point], *, most: int = MOST_RUNGS, reserve: bool = Tru
     by_safety = tuple(reversed(front([(point.cost, point.drop) for point in points])))
     near = [index for index in by_safety if points[index].drop <= points[index].reach]
     if not near:
-        return by_safety[:1] if reserve else ()
+        wanted = tuple(index for index in by_safety if points[index].drop <= points[index].asked)
+        return (wanted[-1:] or by_safety[:1]) if reserve else ()
     chosen = near[:1]
     for index in near[1:]:
         if points[index].cost_high < points[chosen[-1]].cost_low:
