@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,25 @@ import pytest
 from edgewise.backends import registry
 from edgewise.errors import BackendError, EdgewiseError
 from edgewise.formats.onnx import save
+from edgewise.measure.metrics import METRICS
 from edgewise.measure.process import Entry
 from edgewise.pipeline import finish, screen
+from edgewise.pipeline.build import Workshop
+from edgewise.pipeline.inputs import load_model, open_data
+from edgewise.pipeline.job import Deadline, Job
 from edgewise.pipeline.optimize import Result, optimize
+from edgewise.pipeline.progress import Quiet
 from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
-from edgewise.records.candidate import RunOptions
+from edgewise.pipeline.workspace import open_workspace
+from edgewise.records.candidate import Candidate, Fuse, Quantize, RunOptions
 from edgewise.records.measurements import ColdStart, Energy, Latency, PeakMemory
 from edgewise.records.tensors import Array, Feeds
 from edgewise.testing.graphs import mlp
 
 ROUNDS = 12
+
+FUSED = Candidate(steps=(Fuse(),), backend="ort", options=RunOptions())
+INT8 = Candidate(steps=(Fuse(), Quantize(ranges="min-max")), backend="ort", options=RunOptions())
 
 
 def latency(median_us: float, *, spread: float = 0.002, threads: int = 1) -> Latency:
@@ -186,3 +196,34 @@ def make_task(tmp_path: Path) -> Callable[..., Task]:
         return made
 
     return make
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@contextmanager
+def job_of(task: Task, *, clock: Clock | None = None, **options: Any) -> Iterator[Job]:
+    """Open a job as `optimize` does, without running it."""
+    request = task.request(**options)
+    model = load_model(request.model, {})
+    data = open_data(request.data, model.facts.inputs)
+    with open_workspace(request.out, "key", overwrite=False) as workspace:
+        yield Job(
+            request=request,
+            model=model,
+            data=data,
+            metric=METRICS[request.goal.metric or "top1"],
+            machine=SimpleNamespace(fingerprint="here"),  # type: ignore[arg-type]
+            backends=("ort",),
+            workspace=workspace,
+            workshop=Workshop(model, data.calibrate, workspace, Quiet()),
+            progress=Quiet(),
+            deadline=Deadline.after(request.effort.budget_s, clock or Clock()),
+            run_id="run",
+        )

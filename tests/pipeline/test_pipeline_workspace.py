@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edgewise.errors import OutputError
-from edgewise.pipeline.workspace import open_workspace
+from edgewise.pipeline.workspace import clear, open_workspace
 from edgewise.records.findings import Change
 
 CHANGE = Change(stage="s", node="n", what="did")
@@ -84,3 +85,52 @@ def test_tidy_removes_the_work_folder_alone(tmp_path: Path) -> None:
         workspace.tidy()
         assert not workspace.work.exists()
         assert (tmp_path / "run.sqlite").exists()
+
+
+@pytest.mark.parametrize("name", ["work", "models", "sources", "manifest.json"])
+def test_a_directory_without_records_is_never_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "precious").write_text("not made by edgewise")
+    for overwrite in (False, True):
+        with (
+            pytest.raises(OutputError, match=f"it holds `{name}`"),
+            open_workspace(tmp_path, "key", overwrite=overwrite),
+        ):
+            pass
+    assert (tmp_path / name / "precious").exists()
+
+
+def test_a_run_that_was_killed_before_its_key_was_written_begins(tmp_path: Path) -> None:
+    (tmp_path / "run.sqlite").write_bytes(b"")
+    with open_workspace(tmp_path, "key", overwrite=False) as workspace:
+        assert workspace.store.count("run-key") == 1
+    with open_workspace(tmp_path, "key", overwrite=False) as workspace:
+        assert workspace.store.count("run-key") == 1
+
+
+def test_clearing_removes_drafts_and_the_records_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_workspace(tmp_path, "key", overwrite=False):
+        pass
+    for name in ("models", "work", ".bundle-tmp-7"):
+        (tmp_path / name).mkdir()
+    for name in ("manifest.json", ".report.html-7"):
+        (tmp_path / name).write_text("")
+    removed: list[str] = []
+    remove = shutil.rmtree
+    unlink = Path.unlink
+
+    def noting_tree(path: Path) -> None:
+        removed.append(path.name)
+        remove(path)
+
+    def noting_file(path: Path, **options: bool) -> None:
+        removed.append(path.name)
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", noting_tree)
+        patch.setattr(Path, "unlink", noting_file)
+        clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
+    assert removed[-1] == "run.sqlite"
+    assert len(removed) == 6

@@ -177,7 +177,7 @@ def preprocessing_of(request: DataRequest) -> Preprocessing:
     """Return what is done to each sample: as `settings` says, else as `edgewise.toml` beside the samples says.
 
     Raises:
-        DataError: If the settings cannot be read.
+        RecipeError: If the settings cannot be read.
     """
     if request.settings is not None:
         return read_settings(Path(request.settings))
