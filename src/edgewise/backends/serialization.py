@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # onnx brings no stubs
+
+from edgewise.errors import ResourceError
 
 MODEL_FILE: Final = "model.onnx"
 DATA_FILE: Final = "model.onnx.data"
@@ -23,9 +26,18 @@ def onnx_files(model: ir.Model, *, largest: int = _LARGEST_PROTOBUF) -> dict[str
     Args:
         model: The graph; it is not changed.
         largest: Bytes of weights up to which one file holds all.
+
+    Raises:
+        ResourceError: If there is no memory for the bytes.
     """
-    if weight_bytes(model) <= largest:
-        return {MODEL_FILE: ir.serde.serialize_model(model).SerializeToString(deterministic=True)}
+    if (size := weight_bytes(model)) <= largest:
+        try:
+            return {MODEL_FILE: ir.serde.serialize_model(model).SerializeToString(deterministic=True)}
+        except (EncodeError, MemoryError) as error:  # protobuf gives no reason, but its limit is not reached
+            raise ResourceError(
+                f"A copy of the model's {size:,} bytes of weights has to fit into memory, but it does not.",
+                hint="Close other programs, or use a machine with more memory.",
+            ) from error
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         path = Path(folder) / MODEL_FILE
         ir.save(model, path, external_data=DATA_FILE, size_threshold_bytes=_SMALLEST_EXTERNAL)

@@ -28,7 +28,7 @@ from edgewise.backends.feeds import FeedCheck, numpy_type
 from edgewise.backends.protocol import Artifact
 from edgewise.backends.registry import missing
 from edgewise.backends.words import refused
-from edgewise.errors import EdgewiseError
+from edgewise.errors import BackendError, EdgewiseError
 from edgewise.records.candidate import RunOptions
 from edgewise.records.measurements import LayerCost
 from edgewise.records.tensors import Array, Feeds, Outputs, Port
@@ -179,6 +179,9 @@ def profile(artifact: Artifact, feeds: Feeds, repeats: int) -> tuple[LayerCost, 
     """Return the median time over `repeats` runs of each node that ONNX Runtime executed, in their order.
 
     Names and operators are those after its fusions. Nodes inside an `If` or `Loop` are part of that node.
+
+    Raises:
+        BackendError: If it fails, or its file of times cannot be written or read.
     """
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         options = session_options(artifact.spec.options)
@@ -191,7 +194,14 @@ def profile(artifact: Artifact, feeds: Feeds, repeats: int) -> tuple[LayerCost, 
                 session.run(None, dict(feeds))
         except Exception as error:
             raise refused(SAYS, "profiling the model", error) from error
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            # ONNX Runtime does not say when its file could not be written to the end.
+            raise BackendError(
+                f"ONNX Runtime has to write its profile to the end, but it cannot be read: {error}.",
+                hint="The disk of temporary files may be full: free some space, or name another with TMPDIR.",
+            ) from error
     times: dict[tuple[str, str], list[float]] = {}
     for name, operator, duration in _outermost(events):
         times.setdefault((name, operator), []).append(duration)
