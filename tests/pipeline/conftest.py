@@ -227,3 +227,23 @@ def job_of(task: Task, *, clock: Clock | None = None, **options: Any) -> Iterato
             deadline=Deadline.after(request.effort.budget_s, clock or Clock()),
             run_id="run",
         )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """Return a task whose job has finished: its default runs in OpenVINO. Not to be changed."""
+    made = Task(tmp_path_factory.mktemp("finished"))
+    model = mlp(features=8, hidden=48)
+    save(model, made.model)
+    x = np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32)
+    np.savez(made.samples, x=x, y=answers(model, {"x": x}))
+    fake = FakeMeasures({"openvino int8": 40.0, "ort fused": 90.0}, untouched_us=100.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        for module in (screen, finish):
+            patch.setattr(module, "measure_group", fake.measure_group)
+        patch.setattr(finish, "cold_start_and_memory", fake.cold_start_and_memory)
+        patch.setattr(finish, "energy", lambda _entry, _feeds: Energy(joules=None, source="not in a test"))
+        result = made.run(max_drop=0.2, effort={"backends": ("ort", "openvino")})
+    assert result.run.ladder[result.run.chosen].candidate.backend == "openvino"
+    return made
