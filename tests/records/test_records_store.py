@@ -95,3 +95,43 @@ def test_a_record_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="unable to open"):
         Store(tmp_path / "missing" / "run.sqlite")
+
+
+def test_records_that_belong_together_are_stored_together_or_not_at_all(tmp_path: Path) -> None:
+    with Store(tmp_path / "run.sqlite") as store:
+        store.put_all([("timing", "a", CHANGE), ("timing", "b", CHANGE)])
+        assert store.count("timing") == 2
+        # The second cannot be stored; then the first must not be, either.
+        store._connection.execute("CREATE TRIGGER no BEFORE INSERT ON records WHEN NEW.key = 'd' BEGIN SELECT "
+                                  "RAISE(ABORT, 'refused'); END")  # fmt: skip
+        with pytest.raises(OutputError, match="refused"):
+            store.put_all([("timing", "c", CHANGE), ("timing", "d", CHANGE)])
+        assert store.get("timing", "c", Change) is None
+        store.put("timing", "e", CHANGE)  # no transaction was left open
+    with Store(tmp_path / "run.sqlite") as store:
+        assert store.count("timing") == 3
+
+
+def test_all_records_of_a_stage_come_in_order(tmp_path: Path) -> None:
+    with Store(tmp_path / "run.sqlite") as store:
+        for number in range(3):
+            store.put("s", str(-number), Change(stage="", node=str(number), what=""))
+        store.put("t", "", CHANGE)
+        assert [record.node for record in store.get_all("s", Change)] == ["0", "1", "2"]
+        with pytest.raises(OutputError, match="does not fit"):
+            store.get_all("s", Decline)
+
+
+def test_spans_last_from_a_record_to_the_last_before_the_next(tmp_path: Path) -> None:
+    made = ["00", "01", "03", "30", "31.5", "29", "50"]
+    stages = ["x", "session", "x", "session", "x", "x", "session"]
+    with Store(tmp_path / "run.sqlite") as store:
+        for stage, seconds in zip(stages, made, strict=True):
+            store.put(stage, "", CHANGE)
+            store._connection.execute(
+                "UPDATE records SET made = ? WHERE id = (SELECT MAX(id) FROM records)",
+                (f"2026-01-01T00:00:{seconds}{'00' if '.' in seconds else '.000'}+00:00",),
+            )
+        # The clock that was set back in the second session does not shorten it.
+        assert store.spans("session") == [2.0, 1.5, 0.0]
+        assert store.spans("nothing") == []
