@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -179,6 +180,56 @@ def finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the environment of a process of its own."""
     return {**os.environ, "XDG_STATE_HOME": str(factory.getbasetemp() / "state"), "COLUMNS": str(COLUMNS)}
+
+
+# Golden files
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UPDATE = "EDGEWISE_UPDATE_GOLDEN"
+
+_VOLATILE = (
+    # Facts of a machine: the whole value.
+    (
+        re.compile(r"^(processor|cores|instruction sets|memory|system|governor|load|energy|GPUs)  .*$", re.MULTILINE),
+        r"\1  #",
+    ),
+    (re.compile(r"^(.*remembered in ).*$", re.MULTILINE), r"\1#"),
+    (re.compile(r"fp32( bf16)?( fp16)?  +(\d+|-)"), "#  #"),
+    (re.compile(r"^.*, load (#|unknown|[\d.]+)$", re.MULTILINE), "#, load #"),
+    # Versions, measured numbers, and numbers with a unit.
+    (re.compile(r"-?\b\d+(\.\d+)+([eE][-+]\d+)?|-?\b\d+(\.\d+)?[eE][-+]\d+"), "#"),
+    (re.compile(r"[-+]?(#|\d+)(?= (ms|us|µs|s|MiB|MB|kB|bytes|GFLOP/s|GB/s)\b)"), "#"),
+    (re.compile(r"# (us|µs|ms|s)\b"), "# s"),
+    (re.compile(r"(?<=tried in )[^;]+(?=;)"), "#"),
+    (re.compile(r"\b\d+(?=  +#x)"), "#"),
+    # Columns are as wide as their contents.
+    (re.compile(r"(?<=\S)  +"), "  "),
+)
+
+
+def normalised(text: str, places: Mapping[Path, str]) -> str:
+    """Return what a command wrote with all that differs between machines and runs replaced by `#`, paths by names."""
+    for place, name in places.items():
+        text = text.replace(str(place), name)
+    for pattern, replacement in _VOLATILE:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+@pytest.fixture
+def golden(bench: Bench, tmp_path: Path) -> Callable[..., None]:
+    """Compare a text with the file of that name in `tests/golden`."""
+
+    def compare(name: str, text: str, *, exact: bool = False, **places: Path) -> None:
+        path = GOLDEN / f"{name}.txt"
+        names = {bench.folder: "BENCH", tmp_path: "TMP", **{place: name for name, place in places.items()}}
+        found = text if exact else normalised(text, names)
+        if UPDATE in os.environ:
+            path.write_text(found, encoding="utf-8")
+        expected = path.read_text(encoding="utf-8") if path.exists() else ""
+        assert found == expected, f"{path} differs; if this is meant, run pytest with {UPDATE}=1 and look at the diff"
+
+    return compare
 
 
 # What cannot be used

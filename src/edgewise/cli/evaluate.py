@@ -13,6 +13,7 @@ from edgewise.cli.quantities import fraction
 from edgewise.cli.tables import table
 from edgewise.pipeline.evaluate import Evaluation
 from edgewise.pipeline.evaluate import evaluate as run_evaluate
+from edgewise.records.certificate import Certificate
 from edgewise.records.codec import encode, indent
 
 
@@ -61,13 +62,26 @@ def render(result: Evaluation) -> str:
         for name, one in zip(result.names, result.accuracies, strict=True)
     ]
     text = table(("model", "metric", "value", "95 % interval", "n", "method"), rows, right=(2, 4))
-    found = result.comparison
-    if found is None:
+    if result.comparison is None:
         return text
-    what = "changed answers" if found.claim == "flip-rate" else "loss"
+    return f"{text}\n\n{_compared(result.comparison)}\n{result.comparison.method}"
+
+
+def _compared(found: Certificate) -> str:
+    """Return what B loses against A in sentences."""
+    what = "Share of answers that B changes" if found.claim == "flip-rate" else f"Loss of {found.metric} of B against A"
     unit = "% of the value" if found.relative else "points"
-    pairs = "" if found.worse is None else f" Only A right: {found.worse}; only B right: {found.better}."
-    return (
-        f"{text}\n\n{what} of B against A: {100 * found.drop:.2f} {unit} observed, at most {100 * found.upper:.2f} at "
-        f"{found.confidence:.0%} confidence (at least {100 * found.lower:.2f}).{pairs}\n{found.method}"
+    pairs = "" if found.worse is None else f" Only A is right on {found.worse}, only B on {found.better} of {found.n}."
+    sentence = (
+        f"{what}: {100 * found.drop:.2f} {unit} observed, at least {100 * found.lower:.2f} and at most "
+        f"{100 * found.upper:.2f} at {found.confidence:.0%} confidence each.{pairs}"
     )
+    bound = f"The bound of {100 * found.max_drop:.3g} {unit}"
+    if found.passed:
+        return f"{sentence}\n{bound} is kept."
+    if found.lower > found.max_drop:
+        return f"{sentence}\n{bound} is NOT kept."
+    if found.samples_needed is None:
+        return f"{sentence}\n{bound} is NOT shown."
+    more = f"about {found.samples_needed:,} samples would show it, if they are like these"
+    return f"{sentence}\n{bound} is NOT shown: {more}."
