@@ -85,6 +85,22 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
         Store(path)
 
 
+def test_a_store_that_is_only_read_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a run?" / "run.sqlite"
+    path.parent.mkdir()
+    with Store(path) as store:
+        store.put("passes", "a", CHANGE)
+    before = path.read_bytes()
+    with Store(path, writable=False) as store:
+        assert store.get("passes", "a", Change) == CHANGE
+        with pytest.raises(OutputError, match="readonly"):
+            store.put("passes", "b", CHANGE)
+    assert path.read_bytes() == before
+    with pytest.raises(OutputError, match="unable to open"):
+        Store(tmp_path / "missing.sqlite", writable=False)
+    assert not (tmp_path / "missing.sqlite").exists()
+
+
 def test_a_record_of_another_kind_is_refused(tmp_path: Path) -> None:
     with Store(tmp_path / "run.sqlite") as store:
         store.put("passes", "a", CHANGE)

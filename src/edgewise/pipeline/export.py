@@ -68,7 +68,7 @@ def graph_file(bundle: Bundle, rung: str | None = None) -> Path:
     records = bundle.folder / "run.sqlite"
     if not records.exists():
         raise BundleError(f"The graph behind `{chosen.name}` is not in `{bundle.folder}`.", hint=hint)
-    with Store(records) as store:
+    with Store(records, writable=False) as store:
         source = store.get("source", chosen.name, Source)
     path = bundle.folder / SOURCES / (source.file if source is not None else "")
     if source is None or not path.is_file():

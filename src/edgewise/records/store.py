@@ -40,16 +40,20 @@ class Store:
     """Records by stage and key; of several under one key the newest counts.
 
     Args:
-        path: The file; it is created where it does not exist.
+        path: The file; it is created where it does not exist and `writable` is given.
+        writable: False opens the file to read it alone: it may lie where nothing can be written.
 
     Raises:
         OutputError: If the file cannot be opened or written, is not a store, or was written by a newer edgewise.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writable: bool = True) -> None:
         self.path = path
         with self._mapped():
-            self._connection = sqlite3.connect(path, isolation_level=None)
+            mode = "rwc" if writable else "ro"
+            self._connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={mode}", isolation_level=None, uri=True
+            )
             # FULL: a record that `put` returned from survives a power cut, too.
             self._connection.execute("PRAGMA synchronous = FULL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
@@ -58,9 +62,10 @@ class Store:
                     f"`{path}` holds records of schema {version}; this edgewise reads up to {STORE_SCHEMA}.",
                     hint="Use the edgewise that wrote it, or another output directory.",
                 )
-            self._connection.execute(_TABLE)
-            self._connection.execute(_INDEX)
-            self._connection.execute(f"PRAGMA user_version = {STORE_SCHEMA}")
+            if writable:
+                self._connection.execute(_TABLE)
+                self._connection.execute(_INDEX)
+                self._connection.execute(f"PRAGMA user_version = {STORE_SCHEMA}")
 
     def put(self, stage: str, key: str, record: Record) -> None:
         """Append one record and return when it is on the disk.
