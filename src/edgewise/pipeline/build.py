@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -70,6 +70,7 @@ class Workshop:
     calibrate: Split
     workspace: Workspace
     progress: Progress
+    _checked: dict[Candidate, Build] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def fused(self) -> tuple[ir.Model, Findings]:
@@ -178,6 +179,11 @@ class Workshop:
 
     def build(self, candidate: Candidate) -> Build:
         """Build a candidate, or say why that cannot be done. Finished builds are not made again."""
+        if candidate not in self._checked:  # once, since it reads and hashes the whole artifact
+            self._checked[candidate] = self._checked_build(candidate)
+        return self._checked[candidate]
+
+    def _checked_build(self, candidate: Candidate) -> Build:
         stored = self.workspace.store.get("build", candidate.name, Build)
         if stored is not None and (stored.spec is None or _is_complete(self.folder(candidate), stored.spec)):
             return stored

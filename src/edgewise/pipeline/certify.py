@@ -100,8 +100,8 @@ def _note(opening: Opening) -> str:
     if opening.reused:
         runs = "another run" if opening.reused == 1 else f"{opening.reused} other runs"
         return (
-            f"The certify samples were opened by {runs} before. If anything was decided on what they showed, the "
-            f"certificate says too much: fresh samples make it hold again."
+            f"The certify samples, or some of them, were opened by {runs} before. If anything was decided on what "
+            f"they showed, the certificate says too much: fresh samples make it hold again."
         )
     return ""
 

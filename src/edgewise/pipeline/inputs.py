@@ -72,7 +72,8 @@ class Data:
         preprocessing: What was done to each sample; the bundle carries it.
         state: Input that each output feeds back, by output name.
         sha256: Fingerprint of all samples and of the split.
-        certify_sha256: Fingerprint of the certify set alone: what must not be opened twice unnoticed.
+        certify_sha256: Fingerprint of the samples from which the certify set was taken: what must not be opened twice
+            unnoticed. Not of the set alone: with another seed most of its samples would be the same.
         labelled: Whether the select and certify sets have labels.
         classes: Names of the classes, where the samples name them (one folder a class), else None.
     """
@@ -156,7 +157,7 @@ def open_data(request: DataRequest, inputs: tuple[Port, ...]) -> Data:
         preprocessing=preprocessing,
         state=dict(request.state),
         sha256=_digest(_split_hash(part) for part in (calibrate, select, certify)),
-        certify_sha256=_split_hash(certify),
+        certify_sha256=certify.dataset.fingerprint,
         labelled=select.dataset.labels() is not None and certify.dataset.labels() is not None,
         classes=_classes(request.select or request.samples),
     )

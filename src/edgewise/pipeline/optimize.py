@@ -282,7 +282,7 @@ def finished_run(folder: Path) -> Run:
             f"`{folder}` has to be a directory that `edgewise optimize` wrote, but it holds no `run.sqlite`.",
             hint="Give the directory of the run, not a file in it.",
         )
-    with Store(path) as store:
+    with Store(path, writable=False) as store:
         ending = store.get("ending", "", Ending)
     if ending is None:
         raise DataError(f"The run in `{folder}` has not finished.", hint="Give the same command again: it goes on.")
