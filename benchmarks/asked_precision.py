@@ -67,10 +67,10 @@ def as_it_chooses(backend: str, model: onnx.ModelProto, x: Array) -> Array:
     """Run the graph with the runtime's own defaults."""
     data = model.SerializeToString()
     if backend == "ort":
-        import onnxruntime  # noqa: PLC0415 - each runtime only where it is measured
+        import onnxruntime
 
         return np.asarray(onnxruntime.InferenceSession(data).run(None, {"x": x})[0])
-    from edgewise.backends.openvino.session import core  # noqa: PLC0415 - as above
+    from edgewise.backends.openvino.session import core
 
     compiled: Any = core().compile_model(core().read_model(data), "CPU")
     return np.array(compiled([x])[0])
