@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -11,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from tests.cli.conftest import Bench, command, process
 
+from edgewise.cli.bars import Bars, Count, Left
 from edgewise.cli.console import Notes, fail, progress
 from edgewise.errors import BackendError, DataError
 
@@ -79,3 +83,17 @@ def test_an_error_in_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail(DataError("It has to be `[x]`.", hint="Do it.")) == 2
     assert fail(BackendError("It failed.")) == 70
     assert capsys.readouterr() == ("", "error: It has to be `[x]`.\nhint: Do it.\nerror: It failed.\n")
+
+
+def test_a_stage_without_steps_shows_neither_count_nor_guess() -> None:
+    with Progress(Count(), Left(), console=Console(file=io.StringIO())) as drawn:
+        bars = Bars(drawn)
+        bars.stage("Timing")
+        (timing,) = drawn.tasks
+        assert (Count().render(timing).plain, Left().render(timing).plain) == ("", "")
+        bars.stage("Scoring", 40)
+        bars.step("one")
+        assert timing.finished
+        scoring = drawn.tasks[1]
+        assert Count().render(scoring).plain == "1/40"
+        assert not scoring.finished

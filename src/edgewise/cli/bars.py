@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
+
+
+class Count(ProgressColumn):
+    """How many steps of how many are done; nothing where a stage has no steps."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text for one stage."""
+        return Text("" if task.total in {None, 1} else f"{task.completed:.0f}/{task.total:.0f}", justify="right")
+
+
+class Left(ProgressColumn):
+    """The time that a stage still takes, as far as its pace tells."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        """Return the text for one stage."""
+        if task.finished or task.time_remaining is None:
+            return Text("")
+        return Text(f"{timedelta(seconds=int(task.time_remaining))} left", style="progress.remaining")
 
 
 class Bars:
@@ -54,9 +76,9 @@ def bars() -> Iterator[Bars]:
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        Count(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        Left(),
         TextColumn("[dim]{task.fields[what]}"),
         console=Console(stderr=True, highlight=False),
     ) as drawn:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -17,7 +19,8 @@ from edgewise.records.codec import encode, indent
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Port
 
-MOST_LAYERS = 12
+MOST_LAYERS: Final = 12
+_NAMES: Final = re.compile(r"`[^`]*`")
 
 
 @command("edgewise inspect model.onnx", "edgewise inspect model.onnx --shape x=1,3,48,320 --verbose")
@@ -82,8 +85,16 @@ def _declines(declines: Sequence[Decline], *, verbose: bool) -> str:
     """Return declines grouped by their reason; `verbose` names every node."""
     if verbose:
         return "\n".join(f"  {decline.node} ({decline.operator}): {decline.reason}" for decline in declines)
-    groups = Counter((decline.operator or decline.stage, decline.reason) for decline in declines)
-    return "\n".join(f"  {count}x {operator}: {reason}" for (operator, reason), count in groups.most_common())
+    groups: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for decline in declines:
+        # The same reason for many nodes is one line, whatever names it holds.
+        groups[decline.operator or decline.stage, _NAMES.sub("``", decline.reason)][decline.reason] += 1
+    lines = []
+    for (operator, _), reasons in sorted(groups.items(), key=lambda item: -item[1].total()):
+        reason, _ = reasons.most_common(1)[0]
+        others = "" if len(reasons) == 1 else ", and likewise"
+        lines.append(f"  {reasons.total()}x {operator}: {reason}{others}")
+    return "\n".join(lines)
 
 
 def _layers(inspection: Inspection) -> str:
