@@ -287,13 +287,5 @@ def check_refused(function: Case, fragment: str, place: Place, edgewise: Callabl
 
 
 def contents(folder: Path) -> Mapping[Path, bytes | None]:
-    """Return all that lies in a folder; of a run's directory that was just begun only whether it was one before."""
-    begun = {"run.sqlite", "work"}
-    return {
-        path: path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-        if not (
-            path == folder / "out"
-            or (folder / "out" in path.parents and begun & set(path.relative_to(folder / "out").parts))
-        )
-    }
+    """Return all that lies in a folder: the files with what they hold."""
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import OutputError
+from edgewise.errors import DataError, ModelError, OutputError, RecipeError, UserError
 from edgewise.pipeline.workspace import clear, open_workspace
 from edgewise.records.findings import Change
 
@@ -65,6 +65,35 @@ def test_the_lock_is_freed_when_a_run_fails(tmp_path: Path) -> None:
         raise RuntimeError
     with open_workspace(tmp_path, "key", overwrite=False):
         pass
+
+
+def fail_after(out: Path, stage: str, error: BaseException) -> None:
+    """Begin a run that fails after it has stored one record."""
+    with open_workspace(out, "key", overwrite=False) as workspace:
+        workspace.store.put(stage, "k", CHANGE)
+        workspace.work.mkdir()
+        raise error
+
+
+@pytest.mark.parametrize("error", [ModelError, DataError, RecipeError])
+@pytest.mark.parametrize("created", [True, False])
+def test_a_run_on_what_cannot_be_used_leaves_nothing(tmp_path: Path, error: type[UserError], created: bool) -> None:
+    out = tmp_path / "out"
+    if not created:
+        out.mkdir()
+    with pytest.raises(error):
+        fail_after(out, "build", error("It cannot be used."))
+    assert out.exists() is not created
+    with open_workspace(out, "b", overwrite=False):
+        pass
+
+
+@pytest.mark.parametrize(("error", "stage"), [(DataError, "timing"), (OutputError, "build"), (KeyboardInterrupt, "s")])
+def test_a_run_that_failed_otherwise_or_later_is_kept(tmp_path: Path, error: type[BaseException], stage: str) -> None:
+    with pytest.raises(error):
+        fail_after(tmp_path / "out", stage, error("It failed."))
+    with open_workspace(tmp_path / "out", "key", overwrite=False) as workspace:
+        assert workspace.store.get(stage, "k", Change) == CHANGE
 
 
 def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> None:

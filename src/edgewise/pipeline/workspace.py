@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgewise.errors import OutputError
+from edgewise.errors import DataError, ModelError, OutputError, RecipeError
 from edgewise.records.codec import Record
 from edgewise.records.store import Store
 
@@ -26,6 +26,9 @@ if sys.platform != "win32":  # Windows has no fcntl; two runs at once are then n
     import fcntl
 
 RECORDS = "run.sqlite"
+
+TIMED = "timing"
+"""Stage of the first records that cost time to make again."""
 
 OURS = ("manifest.json", "models", "report.html", "sources", "work", ".bundle-tmp-*", ".report.html-*", RECORDS)
 """What edgewise itself puts into the directory of a run. The records are removed last: they tell that it is one."""
@@ -58,9 +61,13 @@ class Workspace:
 def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Workspace]:
     """Open `folder` for the run `key`; resume it where it was begun before.
 
+    A run whose model, samples or options turn out to be of no use before anything was timed leaves nothing behind: the
+    next one in this directory has another key, and would be refused for the sake of records that nobody wants.
+
     Raises:
         OutputError: If it cannot be written, is in use, or holds something else and `overwrite` is not given.
     """
+    created = not folder.exists()
     _create(folder)
     with _locked(folder):
         # A folder named `work` or `models` may be anybody's; only the records make it ours to overwrite or remove.
@@ -71,10 +78,18 @@ def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Works
                 hint="Choose another directory with `--out`.",
             )
         store = _matching_store(folder, key, overwrite=overwrite)
+        useless = False
         try:
             yield Workspace(folder, store)
+        except (ModelError, DataError, RecipeError):
+            useless = store.count(TIMED) == 0
+            raise
         finally:
             store.close()
+            if useless:
+                clear(folder)
+                if created:
+                    folder.rmdir()
 
 
 def _create(folder: Path) -> None:
