@@ -9,7 +9,7 @@ from tests.pipeline.conftest import FUSED, INT8, Task, job_of
 
 from edgewise.errors import BackendError
 from edgewise.pipeline.build import Workshop
-from edgewise.pipeline.certify import certify
+from edgewise.pipeline.certify import Opening, certify
 from edgewise.records.candidate import Candidate
 
 
@@ -41,3 +41,11 @@ def test_nothing_is_opened_for_an_empty_ladder(task: Task) -> None:
     with job_of(task) as job:
         assert certify(job, []).certificates == ()
     assert "certify-set" not in {stage for stage, _ in task.records()}
+
+
+def test_other_runs_are_counted_in_words(task: Task) -> None:
+    with job_of(task) as job:
+        job.workspace.store.put("certify-set", "", Opening(reused=2))
+        proof = certify(job, [FUSED])
+    assert proof.certificates[0].reused == 2
+    assert "opened by 2 other runs before" in proof.notes[0]

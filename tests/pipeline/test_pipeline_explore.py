@@ -13,7 +13,7 @@ from edgewise.pipeline.score import score
 
 def test_a_candidate_that_loses_too_much_is_rejected_at_first_sight(task: Task, measures: FakeMeasures) -> None:
     with np.load(task.samples) as arrays:
-        x, y = np.tile(arrays["x"], (3, 1)), np.tile(arrays["y"], 3)
+        x, y = np.tile(arrays["x"], (4, 1)), np.tile(arrays["y"], 4)
     np.savez(task.samples, x=x, y=y)
     with job_of(task, max_drop=0.01) as job:
         # It was right on none of the first samples.

@@ -112,7 +112,7 @@ def test_a_run_killed_after_every_single_record_measures_nothing_twice(
     assert len(measures.footprints) == 2 * len(result.run.ladder)
 
 
-@pytest.mark.parametrize("when", [8, 15, 20])
+@pytest.mark.parametrize("when", [8, 20])
 def test_the_work_folder_may_be_lost(
     task: Task, measures: FakeMeasures, monkeypatch: pytest.MonkeyPatch, when: int
 ) -> None:
@@ -201,7 +201,7 @@ def test_a_finished_run_whose_files_are_gone_writes_them_again(task: Task, measu
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_drop": 0.04},
+        {"max_drop": 0.09},
         {"metric": "agreement"},
         {"max_size_bytes": 10_000_000},
         {"data": {"seed": 1}},
