@@ -101,7 +101,7 @@ def test_the_failed_one_is_chosen_only_if_that_was_asked_for() -> None:
 def test_the_verdict_says_what_was_gained_and_what_was_shown() -> None:
     words = verdict(chosen(rung(INT8, 50.0, size=250)))
     assert words == (
-        "2.00x as fast (2.00 to 2.00) and 4.00x smaller; the loss of top1 is at most 0.60 points at 95% confidence."
+        "2.00x as fast (2.00 to 2.00) and 4.00x smaller; the loss of top1 is at most 0.6 points at 95 % confidence."
     )
     assert "1.50x larger" in verdict(chosen(rung(INT8, 50.0, size=1500)))
 
@@ -110,18 +110,18 @@ def test_the_verdict_says_why_not_and_how_many_samples_would_do() -> None:
     words = verdict(chosen(rung(INT8, 50.0, certificate=FAILED)))
     assert words == (
         "Nothing that was tried is better than the untouched model: `ort int8-min-max`, 2.00x as fast, is not "
-        "certified: on 500 samples the loss of top1 is at most 3.00 points at 95% confidence, more than the 1 asked "
-        "for; about 2100 certify samples would show it."
+        "certified: on 500 samples the loss of top1 is at most 3 points at 95 % confidence, more than the 1 point "
+        "asked for; about 2100 certify samples would show it."
     )
     hopeless = msgspec.structs.replace(FAILED, samples_needed=None)
-    assert verdict(chosen(rung(INT8, 50.0, certificate=hopeless))).endswith("more than the 1 asked for.")
+    assert verdict(chosen(rung(INT8, 50.0, certificate=hopeless))).endswith("more than the 1 point asked for.")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"claim": "flip-rate"}, "share of changed answers is at most 3.00 points"),
-        ({"relative": True}, "loss of top1 is at most 3.00 % of its value"),
+        ({"claim": "flip-rate"}, "share of changed answers is at most 3 %"),
+        ({"relative": True}, "loss of top1 is at most 3 % of its value"),
     ],
     ids=str,
 )
@@ -130,7 +130,7 @@ def test_an_uncertified_default_is_said_to_be_one(changes: dict[str, Any], words
     said = verdict(chosen(rung(INT8, 50.0, certificate=certificate), accept_uncertified=True))
     assert "NOT certified" in said
     assert words in said
-    assert "more than the 1 asked for" in said
+    assert "more than the 1 %" in said
 
 
 def test_fates_are_noted_and_other_outcomes_stay() -> None:

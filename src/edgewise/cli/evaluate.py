@@ -15,6 +15,7 @@ from edgewise.pipeline.evaluate import Evaluation
 from edgewise.pipeline.evaluate import evaluate as run_evaluate
 from edgewise.records.certificate import Certificate
 from edgewise.records.codec import encode, indent
+from edgewise.report import quantities
 
 
 @command(
@@ -72,10 +73,11 @@ def _compared(found: Certificate) -> str:
     what = "Share of answers that B changes" if found.claim == "flip-rate" else f"Loss of {found.metric} of B against A"
     unit = "% of the value" if found.relative else "points"
     pairs = "" if found.worse is None else f" Only A is right on {found.worse}, only B on {found.better} of {found.n}."
-    sentence = (
-        f"{what}: {100 * found.drop:.2f} {unit} observed, at least {100 * found.lower:.2f} and at most "
-        f"{100 * found.upper:.2f} at {found.confidence:.0%} confidence each.{pairs}"
-    )
+    observed = quantities.drop(found.drop, unit=unit)
+    low = quantities.drop(found.lower, unit=unit, rounding="down")
+    high = quantities.drop(found.upper, unit=unit, rounding="up")
+    level = quantities.confidence(found.confidence)
+    sentence = f"{what}: {observed} observed, at least {low} and at most {high} at {level} confidence each.{pairs}"
     bound = f"The bound of {100 * found.max_drop:.3g} {unit}"
     if found.passed:
         return f"{sentence}\n{bound} is kept."

@@ -22,6 +22,7 @@ from edgewise.records.certificate import Certificate
 from edgewise.records.codec import Record
 from edgewise.records.measurements import ColdStart, Energy, Latency, LayerCost, PeakMemory
 from edgewise.records.run import Outcome, Rung
+from edgewise.report import quantities
 
 FINAL_SHARE: Final = 0.25
 """Share of the time left that goes into the last timing."""
@@ -208,7 +209,7 @@ def _shortfall(rung: Rung) -> str:
         return ""
     reason = (
         f"`{rung.candidate.name}`, {rung.speedup.value:.2f}x as fast, is not certified: on {certificate.n} samples "
-        f"{_shown(certificate)}, more than the {100 * certificate.max_drop:.3g} asked for"
+        f"{_shown(certificate)}, more than the {_asked(certificate)} asked for"
     )
     if certificate.samples_needed is None:
         return reason
@@ -261,13 +262,23 @@ def _proof(certificate: Certificate | None) -> str:
         return "nothing was certified"
     if certificate.passed:
         return _shown(certificate)
-    return f"NOT certified: {_shown(certificate)}, more than the {100 * certificate.max_drop:.3g} asked for"
+    return f"NOT certified: {_shown(certificate)}, more than the {_asked(certificate)} asked for"
 
 
 def _shown(certificate: Certificate) -> str:
-    unit = "% of its value" if certificate.relative else "points"
     what = "share of changed answers" if certificate.claim == "flip-rate" else f"loss of {certificate.metric}"
-    return f"the {what} is at most {100 * certificate.upper:.2f} {unit} at {certificate.confidence:.0%} confidence"
+    bound = quantities.drop(certificate.upper, unit=_unit(certificate), rounding="up")
+    return f"the {what} is at most {bound} at {quantities.confidence(certificate.confidence)} confidence"
+
+
+def _asked(certificate: Certificate) -> str:
+    return quantities.drop(certificate.max_drop, unit=_unit(certificate))
+
+
+def _unit(certificate: Certificate) -> str:
+    if certificate.claim == "flip-rate":
+        return "%"
+    return "% of its value" if certificate.relative else "points"
 
 
 def _why_nothing(choice: Choice) -> str:
