@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.errors import DataError, ModelError, OutputError, RecipeError, UserError
+from edgewise.errors import BackendMissingError, DataError, ModelError, OutputError, RecipeError, UserError
 from edgewise.pipeline.workspace import clear, open_workspace
 from edgewise.records.findings import Change
 
@@ -75,7 +75,7 @@ def fail_after(out: Path, stage: str, error: BaseException) -> None:
         raise error
 
 
-@pytest.mark.parametrize("error", [ModelError, DataError, RecipeError])
+@pytest.mark.parametrize("error", [ModelError, DataError, RecipeError, BackendMissingError])
 @pytest.mark.parametrize("created", [True, False])
 def test_a_run_on_what_cannot_be_used_leaves_nothing(tmp_path: Path, error: type[UserError], created: bool) -> None:
     out = tmp_path / "out"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgewise.errors import DataError, ModelError, OutputError, RecipeError
+from edgewise.errors import BackendMissingError, DataError, ModelError, OutputError, RecipeError
 from edgewise.records.codec import Record
 from edgewise.records.store import Store
 
@@ -61,7 +61,7 @@ class Workspace:
 def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Workspace]:
     """Open `folder` for the run `key`; resume it where it was begun before.
 
-    A run whose model, samples or options turn out to be of no use before anything was timed leaves nothing behind: the
+    A run whose model, samples, options or backend turn out to be of no use before anything was timed leaves nothing behind: the
     next one in this directory has another key, and would be refused for the sake of records that nobody wants.
 
     Raises:
@@ -81,7 +81,7 @@ def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Works
         useless = False
         try:
             yield Workspace(folder, store)
-        except (ModelError, DataError, RecipeError):
+        except (ModelError, DataError, RecipeError, BackendMissingError):
             useless = store.count(TIMED) == 0
             raise
         finally:
