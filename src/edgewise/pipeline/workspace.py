@@ -61,8 +61,9 @@ class Workspace:
 def open_workspace(folder: Path, key: str, *, overwrite: bool) -> Iterator[Workspace]:
     """Open `folder` for the run `key`; resume it where it was begun before.
 
-    A run whose model, samples, options or backend turn out to be of no use before anything was timed leaves nothing behind: the
-    next one in this directory has another key, and would be refused for the sake of records that nobody wants.
+    A run whose model, samples, options or backend turn out to be of no use before anything was timed leaves nothing
+    behind: the next one in this directory has another key, and would be refused for the sake of records that nobody
+    wants.
 
     Raises:
         OutputError: If it cannot be written, is in use, or holds something else and `overwrite` is not given.
