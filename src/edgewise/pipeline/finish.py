@@ -168,8 +168,8 @@ def _layers(job: Job, candidate: Candidate) -> tuple[LayerCost, ...]:
 def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
     """Choose the default: the last rung that is certified and better than the untouched model.
 
-    Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). With `--accept-uncertified`
-    the rung that failed its test may be chosen, too.
+    Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). If there is none, the rung that
+    failed its test is chosen where `--accept-uncertified` says so.
     """
     reference = ladder[0]
     reasons: dict[Candidate, str] = {reference.candidate: "it is the model as it came"}
@@ -179,7 +179,7 @@ def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
             continue
         verdict = _gate(job, reference, rung)
         reasons[rung.candidate] = verdict.reason
-        if not rung.certified and not job.request.goal.accept_uncertified:
+        if not rung.certified and (chosen or not job.request.goal.accept_uncertified):
             reasons[rung.candidate] = _shortfall(rung)
         elif verdict.accepted and (not chosen or rung.latency.median_us <= ladder[chosen].latency.median_us):
             chosen = index
