@@ -1,9 +1,10 @@
-"""What the library behind the records costs at every start of a process (docs/adr/0002-msgspec-for-records.md).
+"""What libraries cost at every start of a process (docs/adr/0002-msgspec-for-records.md, 0009-click-for-commands.md).
 
     python benchmarks/import_time.py [--json FILE]
 
-Each library is imported and given one record type in a process of its own, in turns. pydantic is no part of
-edgewise; it comes with the group `bench`. No model is needed: `--zoo` is taken because every benchmark takes it.
+Each library is imported and given one record type, or one command that is run, in a process of its own, in turns.
+pydantic and typer are no part of edgewise; they come with the group `bench`. No model is needed: `--zoo` is taken
+because every benchmark takes it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,14 @@ FIELDS: Final = "\n    a: int\n    b: str"
 CASES: Final = {
     "msgspec": f"import msgspec\nclass R(msgspec.Struct, frozen=True, forbid_unknown_fields=True):{FIELDS}",
     "pydantic": f"import pydantic\nclass R(pydantic.BaseModel, frozen=True, extra='forbid'):{FIELDS}",
+    "click": (
+        "import click\n@click.command()\n@click.option('--a', type=int)\ndef c(a):\n    pass\n"
+        "c([], standalone_mode=False)"
+    ),
+    "typer": (
+        "import typer\napp = typer.Typer()\n@app.command()\ndef c(a: int = 0) -> None:\n    pass\n"
+        "app([], standalone_mode=False)"
+    ),
     "numpy": "import numpy",
     "edgewise": "import edgewise",
     "edgewise.records.run": "import edgewise.records.run",
@@ -48,9 +57,10 @@ def main() -> None:
 
     left_out = []
     cases = dict(CASES)
-    if importlib.util.find_spec("pydantic") is None:
-        left_out.append("pydantic, because it is not installed; `pip install --group bench` brings it")
-        del cases["pydantic"]
+    for name in ("pydantic", "typer"):
+        if importlib.util.find_spec(name) is None:
+            left_out.append(f"{name}, because it is not installed; `pip install --group bench` brings it")
+            del cases[name]
     times: dict[str, list[float]] = {name: [] for name in cases}
     for code in cases.values():
         seconds(code)  # the first run reads the files from the disk
@@ -71,10 +81,11 @@ def main() -> None:
         )
         for name, values in times.items()
     ]
-    if "pydantic" in median:
-        share = median["msgspec"] / median["pydantic"]
-        ask = f"<= {ALLOWED_SHARE:g}"
-        rows.append(Row("msgspec / pydantic", share, "x", ask, share <= ALLOWED_SHARE, ROUNDS, COMMAND))
+    for ours, other in (("msgspec", "pydantic"), ("click", "typer")):
+        if other in median:
+            share = median[ours] / median[other]
+            ask = f"<= {ALLOWED_SHARE:g}"
+            rows.append(Row(f"{ours} / {other}", share, "x", ask, share <= ALLOWED_SHARE, ROUNDS, COMMAND))
     finish(rows, describe(), arguments.json, left_out=left_out)
 
 
