@@ -15,15 +15,18 @@ import onnx_ir as ir
 import pytest
 
 from edgewise.backends import registry
+from edgewise.bundle.read import Bundle
+from edgewise.bundle.verify import verify
 from edgewise.errors import BackendError, EdgewiseError
 from edgewise.formats.onnx import save
+from edgewise.measure.machine import describe
 from edgewise.measure.metrics import METRICS
 from edgewise.measure.process import Entry
 from edgewise.pipeline import finish, screen
 from edgewise.pipeline.build import Workshop
 from edgewise.pipeline.inputs import load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
-from edgewise.pipeline.optimize import Result, optimize
+from edgewise.pipeline.optimize import Result, finished_run, optimize
 from edgewise.pipeline.progress import Quiet
 from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
 from edgewise.pipeline.workspace import open_workspace
@@ -33,6 +36,7 @@ from edgewise.records.tensors import Array, Feeds
 from edgewise.testing.graphs import mlp
 
 ROUNDS = 12
+MakeTask = Callable[..., "Task"]
 
 FUSED = Candidate(steps=(Fuse(),), backend="ort", options=RunOptions())
 INT8 = Candidate(steps=(Fuse(), Quantize(ranges="min-max")), backend="ort", options=RunOptions())
@@ -247,3 +251,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Task:
         result = made.run(max_drop=0.2, effort={"backends": ("ort", "openvino")})
     assert result.run.ladder[result.run.chosen].candidate.backend == "openvino"
     return made
+
+
+def check(result: Result) -> Bundle:
+    """Check that a run ended with a bundle that is whole, and a report."""
+    bundle = Bundle.load(result.folder)
+    assert verify(bundle, machine=describe()).passed
+    assert bundle.manifest.default == result.run.chosen
+    assert (result.folder / "report.html").is_file()
+    assert finished_run(result.folder) == result.run
+    return bundle
+
+
+def random(*shape: int) -> Array:
+    """Return normal numbers."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
