@@ -106,6 +106,7 @@ def test_the_verdict_says_what_was_gained_and_what_was_shown() -> None:
         "2.00x as fast (2.00 to 2.00) and 4.00x smaller; the loss of top1 is at most 0.6 points at 95 % confidence."
     )
     assert "1.50x larger" in verdict(chosen(rung(INT8, 50.0, size=1500)))
+    assert verdict(chosen(rung(INT8, 100.0, size=500))).startswith("As fast (1.00 to 1.00) and 2.00x smaller; ")
 
 
 def test_the_verdict_says_why_not_and_how_many_samples_would_do() -> None:

@@ -251,7 +251,8 @@ def verdict(choice: Choice) -> str:
     reference, chosen = choice.ladder[0], choice.ladder[choice.chosen]
     if choice.chosen == 0:
         return f"Nothing that was tried is better than the untouched model: {_why_nothing(choice)}."
-    speed = f"{chosen.speedup.value:.2f}x as fast ({chosen.speedup.low:.2f} to {chosen.speedup.high:.2f})"
+    interval = f"({chosen.speedup.low:.2f} to {chosen.speedup.high:.2f})"
+    speed = f"{chosen.speedup.value:.2f}x as fast {interval}" if chosen.speedup.low > 1 else f"As fast {interval}"
     gain = reference.size_bytes / chosen.size_bytes
     size = f"{gain:.2f}x smaller" if gain >= 1 else f"{1 / gain:.2f}x larger"
     return f"{speed} and {size}; {_proof(chosen.certificate)}."
