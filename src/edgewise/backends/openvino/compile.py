@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgewise.backends.isolation import node_name, operator, refused_nodes
 from edgewise.backends.openvino import session
+from edgewise.backends.openvino.fusions import meets_wrong_fusion
 from edgewise.backends.ports import input_ports, output_ports
 from edgewise.backends.protocol import Artifact
 from edgewise.backends.serialization import MODEL_FILE, onnx_files
@@ -41,6 +42,8 @@ def compile_model(model: ir.Model, options: RunOptions, *, precisions: tuple[str
     inputs, outputs = input_ports(model), output_ports(model)
     converted = _converted(model)
     _check_names(converted, {port.name for port in inputs}, [port.name for port in outputs])
+    if meets_wrong_fusion(model):
+        converted.set_rt_info(session.DISABLE, session.SNIPPETS)  # the device opens it without our analysis
     artifact = Artifact.of(
         _ir_files(converted, _user_names(model)), backend="openvino", options=options, inputs=inputs, outputs=outputs
     )

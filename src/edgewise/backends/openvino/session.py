@@ -34,6 +34,11 @@ WEIGHTS_FILE: Final = "model.bin"
 MADE_UP: Final = "openvino:"
 """What the names begin with that `compile` gives to layers that stand for no node of the user's graph."""
 
+SNIPPETS: Final = ["edgewise", "snippets"]
+"""Where the model file says how OpenVINO's code generator is to be used: not at all, or as OpenVINO likes."""
+
+DISABLE: Final = "DISABLE"
+
 _DEVICE: Final = "CPU"
 _HINTS: Final = {"fp32": "f32", "bf16": "bf16"}
 
@@ -185,6 +190,8 @@ def _read(artifact: Artifact) -> Any:
 
 def _compiled(model: Any, settings: dict[str, Any]) -> Any:
     try:
+        if model.has_rt_info(SNIPPETS):
+            settings = {**settings, "SNIPPETS_MODE": model.get_rt_info(SNIPPETS).astype(str)}
         return core().compile_model(model, _DEVICE, settings)
     except Exception as error:
         raise refused(SAYS, "opening the model", error) from error
