@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -73,7 +74,7 @@ def test_unknown_types_and_ranks_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"`probabilities`.*number of dimensions"):
         output_ports(model)
     model.graph.outputs[0].type = None
-    with pytest.raises(ModelError, match=r"`probabilities`.*element type"):
+    with pytest.raises(ModelError, match=r"`probabilities`.*tensor of real numbers"):
         output_ports(model)
 
 
@@ -81,3 +82,41 @@ def test_a_dimension_without_a_name_is_a_question_mark() -> None:
     model = graphs.mlp()
     model.graph.inputs[0].shape = ir.Shape([None, 16])
     assert input_ports(model)[0].shape == ("?", 16)
+
+
+def test_weights_in_other_files_are_in_the_bytes(tmp_path: Path) -> None:
+    """A runtime that is given bytes does not know the folder in which the other file lies."""
+    model = graphs.mlp(features=64)
+    ir.save(model, tmp_path / "m.onnx", external_data="m.data")
+    loaded = ir.load(tmp_path / "m.onnx")
+    assert any(isinstance(value.const_value, ir.ExternalTensor) for value in loaded.graph.initializers.values())
+    feeds = graphs.random_feeds(model)
+    ort = registry.get("ort")
+    expected = ort.open(ort.compile(model, RunOptions())).run(feeds)
+    received = ort.open(ort.compile(loaded, RunOptions())).run(feeds)
+    np.testing.assert_array_equal(received["probabilities"], expected["probabilities"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)),
+        ir.OptionalType(ir.SequenceType(ir.TensorType(ir.DataType.FLOAT))),
+        ir.TensorType(ir.DataType.STRING),
+        ir.TensorType(ir.DataType.COMPLEX64),
+    ],
+    ids=["sequence", "optional sequence", "string", "complex"],
+)
+def test_outputs_that_are_no_arrays_of_numbers_are_refused(kind: ir.TypeProtocol) -> None:
+    """scikit-learn's ZipMap gives a sequence of maps, its classifiers strings: neither can be compared or certified."""
+    model = graphs.mlp()
+    model.graph.outputs[0].type = kind
+    with pytest.raises(ModelError, match=r"`probabilities` has to be a tensor of real numbers") as caught:
+        output_ports(model)
+    assert "zipmap" in str(caught.value.hint)
+
+
+def test_an_optional_tensor_is_an_array_to_its_user() -> None:
+    model = graphs.mlp()
+    model.graph.inputs[0].type = ir.OptionalType(ir.TensorType(ir.DataType.FLOAT))
+    assert input_ports(model)[0].dtype == "float32"

@@ -16,6 +16,7 @@ from edgewise.errors import ModelError, OutputError, ResourceError
 from edgewise.formats import onnx as onnx_format
 from edgewise.formats import weightless
 from edgewise.formats.onnx import check_weights, foreign_operators, load, save, to_bytes
+from edgewise.formats.shapes import fix_shapes
 from edgewise.records.tensors import Array
 
 FLOAT = TensorProto.FLOAT
@@ -214,6 +215,16 @@ def test_external_weights_are_mapped_not_read(tmp_path: Path, monkeypatch: pytes
     assert isinstance(tensor, ir.ExternalTensor)
     assert tensor.raw is None
     np.testing.assert_array_equal(tensor.numpy(), W)
+
+
+def test_a_model_of_fixed_shapes_has_its_external_weights_mapped_and_names_no_file(tmp_path: Path) -> None:
+    """Passes and runtimes serialize it, and a message does not say which folder the name of a file belongs to."""
+    fixed = fix_shapes(load(_external(tmp_path, W)), {})
+    tensor = fixed.graph.initializers["w"].const_value
+    assert isinstance(tensor, ir.Tensor)
+    np.testing.assert_array_equal(tensor.numpy(), W)
+    assert not tensor.numpy().flags.owndata
+    onnx.checker.check_model(ir.to_proto(fixed))
 
 
 def test_external_weights_are_found_from_another_working_directory(

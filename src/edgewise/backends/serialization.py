@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # onnx brings no stubs
 
 from edgewise.errors import ResourceError
+from edgewise.formats import weightless
 
 MODEL_FILE: Final = "model.onnx"
 DATA_FILE: Final = "model.onnx.data"
@@ -31,6 +33,9 @@ def onnx_files(model: ir.Model, *, largest: int = _LARGEST_PROTOBUF) -> dict[str
         ResourceError: If there is no memory for the bytes.
     """
     if (size := weight_bytes(model)) <= largest:
+        if any(isinstance(tensor, ir.ExternalTensor) for tensor in _tensors(model)):
+            model = model.clone()  # the bytes hold the weights themselves, not the name of the file that they lie in
+            weightless.mapped(model)
         try:
             return {MODEL_FILE: ir.serde.serialize_model(model).SerializeToString(deterministic=True)}
         except (EncodeError, MemoryError) as error:  # protobuf gives no reason, but its limit is not reached
@@ -46,11 +51,15 @@ def onnx_files(model: ir.Model, *, largest: int = _LARGEST_PROTOBUF) -> dict[str
 
 def weight_bytes(model: ir.Model) -> int:
     """Return the bytes of all constants of the model, those in subgraphs included."""
-    total = 0
+    return sum(tensor.nbytes for tensor in _tensors(model))
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for graph in model.graphs():
-        total += sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR:
-                    total += attribute.as_tensor().nbytes
-    return total
+                    yield attribute.as_tensor()

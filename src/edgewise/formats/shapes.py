@@ -102,6 +102,8 @@ def parse_shape(text: str) -> tuple[str, Shape]:
 def fix_shapes(model: ir.Model, shapes: Mapping[str, Shape], *, batch: int | None = 1) -> ir.Model:
     """Return a copy with the inputs' shapes fixed and the shapes of all values inferred. Weights are shared.
 
+    Weights that lie in other files stay mapped into memory, but the copy no longer names those files.
+
     Dimensions of one name get one size everywhere. What is neither the batch (see `dynamic_dimensions`) nor in
     `shapes` stays open.
 
@@ -123,6 +125,7 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, Shape], *, batch: int | Non
             if dimension.axis >= len(kept):
                 sizes.setdefault(dimension.name, batch)
     fixed = model.clone()
+    weightless.mapped(fixed)
     for value in fixed.graph.inputs:
         name = _name(value)
         value.shape = ir.Shape(_fixed(inputs[name], shapes.get(name), sizes, batch))

@@ -7,11 +7,14 @@ Small ones stay: they may be the `shape` of a Reshape or the `axes` of a reducti
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]  # onnx brings no stubs
 
 from edgewise.errors import ModelError
+from edgewise.records.tensors import Array
 
 _LARGE_BYTES = 1024
 """128 int64 numbers: more than any shape, axes or pads has. Empirical, the same as in onnx-ir."""
@@ -64,21 +67,33 @@ def check(model: ir.Model) -> None:
 
 def in_memory(model: ir.Model) -> None:
     """Read the weights that lie in other files, in place: in initializers, subgraphs and attributes."""
+    _replace_external(model, lambda tensor: tensor.numpy().copy())
+
+
+def mapped(model: ir.Model) -> None:
+    """Make plain tensors of the weights that lie in other files, in place, without reading them.
+
+    They are read from their files as the system's memory map is used. Serializing them writes their values, where
+    onnx-ir would write the file's name: a runtime that is given bytes does not know the folder of that file.
+    """
+    _replace_external(model, lambda tensor: tensor.numpy())
+
+
+def _replace_external(model: ir.Model, read: Callable[[ir.ExternalTensor], Array]) -> None:
+    def plain(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        return ir.Tensor(read(tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+
     for graph in model.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _read(value.const_value)
+                value.const_value = plain(value.const_value)
     for node in model.graph.all_nodes():
         for name, attribute in tuple(node.attributes.items()):
             if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
                 continue
             tensor = attribute.as_tensor()
             if isinstance(tensor, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, _read(tensor))
-
-
-def _read(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name)
+                node.attributes[name] = ir.AttrTensor(name, plain(tensor))
 
 
 def restore(proto: onnx.ModelProto, original: ir.Model) -> ir.Model:
