@@ -173,3 +173,19 @@ def test_tolerance_grows_with_terms_and_depth() -> None:
 
 def test_default_passes_are_named_after_their_modules() -> None:
     assert all(type(one).__module__ == f"edgewise.passes.{one.name}" for one in DEFAULT_PASSES)
+
+
+def test_a_weight_that_is_a_view_of_another_array_is_shared() -> None:
+    """A folded Transpose leaves one; onnx-ir's hash refused it with a ValueError."""
+    b = graphs.GraphBuilder("views")
+    weight = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    x = b.input("x", (1, 8))
+    first = b.node("MatMul", x, b.constant(weight, "w1"))
+    b.output(b.node("MatMul", b.node("Relu", first), b.constant(weight, "w2")), "y", (1, 8))
+    model = b.build()
+    for name in ("w1", "w2"):
+        model.graph.initializers[name].const_value = ir.tensor(np.ascontiguousarray(weight.T).T, name=name)
+    optimized, findings = optimize(model, [one for one in DEFAULT_PASSES if one.name == "share_subexpressions"])
+    assert len(optimized.graph.initializers) == 1
+    assert any(change.node == "w2" for change in findings.changes)
+    assert_same_function(model, optimized)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -38,6 +39,7 @@ class ShareSubexpressions(WrappedPass):
         onnx-ir keeps the name of an output that equals another by an Identity, and then takes two such Identities for
         equal: a trial on a copy tells whether anything but that would happen.
         """
+        _make_contiguous(model)
         trial = model.clone()
         weights = sum(len(graph.initializers) for graph in (trial.graph, *trial.graph.subgraphs()))
         before = Counter(node.op_type for node in all_nodes(trial))
@@ -46,3 +48,14 @@ class ShareSubexpressions(WrappedPass):
         after = Counter(node.op_type for node in all_nodes(trial))
         left = sum(len(graph.initializers) for graph in (trial.graph, *trial.graph.subgraphs()))
         return super().rewrite(model) if before != after or weights != left else Findings()
+
+
+def _make_contiguous(model: ir.Model) -> None:
+    """Copy the constants that are views of other arrays (a folded Transpose is one): onnx-ir cannot hash them."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if not isinstance(value.const_value, ir.Tensor):
+                continue  # the others are bytes, of a file or of a protobuf message
+            array = value.const_value.numpy()
+            if not array.flags.c_contiguous:
+                value.const_value = ir.tensor(np.asarray(array, order="C"), value.const_value.dtype, name=value.name)
