@@ -133,3 +133,16 @@ def test_tolerances_are_finite_whatever_comes_out() -> None:
     feeds = [{"x": np.ones(1, np.float32)}]
     found = tolerances(run, feeds, [run(feeds[0])], candidate())
     assert 0 < found["y"] < 1e-4
+
+
+def test_inputs_without_dimensions_keep_none() -> None:
+    """`numpy.ascontiguousarray` gives them one, which a session refuses."""
+    shapes = set()
+
+    def run(feeds: Feeds) -> Outputs:
+        shapes.add(feeds["x"].shape)
+        return {"y": np.asarray(feeds["x"])}
+
+    feed = {"x": np.float32(3) * np.ones((), np.float32)}
+    tolerances(run, [feed], [{"y": feed["x"]}], candidate())
+    assert shapes == {()}

@@ -62,3 +62,8 @@ def test_an_archive_of_somebody_else_is_refused(tmp_path_factory: pytest.TempPat
     np.savez(path, x=np.ones(2))
     with pytest.raises(ValueError, match="not packed arrays"):
         unpack(path.read_bytes())
+
+
+def test_a_bfloat16_without_dimensions_keeps_none() -> None:
+    array = np.asarray(1.5, ml_dtypes.bfloat16)
+    assert unpack(pack({"x": array}))["x"].shape == ()

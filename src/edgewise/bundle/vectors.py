@@ -132,4 +132,4 @@ def _changed(array: Array, unit: float, random: np.random.Generator) -> Array:
         noise = array * (unit * random.choice([-1.0, 1.0], array.shape))
     else:
         noise = float(np.abs(array).max()) * unit * random.uniform(-1, 1, array.shape)
-    return np.ascontiguousarray((array + noise).astype(array.dtype))
+    return np.asarray(array + noise, array.dtype, order="C")

@@ -64,7 +64,8 @@ def unpack(data: bytes) -> dict[str, Array]:
 def _storable(array: Array) -> Array:
     if array.dtype.kind != "V":
         return array
-    return np.ascontiguousarray(array).view(_BITS[array.dtype.itemsize])
+    # numpy.ascontiguousarray would give an array without dimensions one.
+    return np.asarray(array, order="C").view(_BITS[array.dtype.itemsize])
 
 
 def _restored(array: Array, kind: str) -> Array:
