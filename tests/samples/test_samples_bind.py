@@ -136,8 +136,8 @@ def test_a_cast_loses_nothing_or_is_refused(data: st.DataObject, origin: str, ta
         assert lost
         return
     assert cast.dtype == target
-    if (origin, target) == ("float64", "float32"):
-        np.testing.assert_array_equal(cast, array.astype(np.float32))
+    if (origin, target) in {("float64", "float32"), ("float64", "float16"), ("float32", "float16")}:
+        np.testing.assert_array_equal(cast, array.astype(target))
     else:
         assert cast.tolist() == exact
 
@@ -145,6 +145,25 @@ def test_a_cast_loses_nothing_or_is_refused(data: st.DataObject, origin: str, ta
 def test_float64_that_overflows_float32_is_refused() -> None:
     with pytest.raises(DataError, match="float64"):
         _one([1e300], _port("x", 1, 1))
+
+
+@pytest.mark.parametrize("target", ["float16", "bfloat16"])
+def test_pixels_are_rounded_to_what_a_half_precision_model_computes_in(target: str) -> None:
+    """Pre-processing gives float32; refused, no model with 16-bit inputs could be given an image."""
+    cast = _one([np.float32(0.1)], _port("x", 1, 1, dtype=target))["x"]
+    assert cast.dtype.name == target
+    assert abs(float(cast[0, 0]) - 0.1) <= 0.1 * 2**-8
+    assert cast.flags.c_contiguous
+
+
+def test_float32_that_overflows_float16_is_refused() -> None:
+    with pytest.raises(DataError, match="has to be float16"):
+        _one([np.float32(1e5)], _port("x", 1, 1, dtype="float16"))
+
+
+def test_inputs_of_text_are_refused_by_their_type() -> None:
+    with pytest.raises(DataError, match=r"Inputs have to be numbers.*`x` is str"):
+        _one(np.array(["a"]), _port("x", 1, 1, dtype="str"))
 
 
 def test_texts_are_refused() -> None:

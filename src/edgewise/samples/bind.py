@@ -119,8 +119,8 @@ def feeds_of(
     What has no dimensions is repeated for each of the T steps. The inputs that are fed back begin with zeros, without
     time.
 
-    Types are cast where every value survives. float64 is rounded to the float32 of the input, because that is what the
-    model computes in.
+    Types are cast where every value survives. float64 and float32 are rounded to the narrower floating-point type of
+    the input, because that is what the model computes in.
 
     Raises:
         DataError: If an input has no array, or shape or type do not fit; the message has both and names the input.
@@ -223,13 +223,21 @@ def _size(size: int | str) -> int:
 
 
 def _dtype(port: Port) -> np.dtype[Any]:
+    if port.dtype == "bfloat16":
+        import ml_dtypes  # noqa: PLC0415 - numpy lacks this type; a device pays for each import
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     try:
-        return np.dtype(port.dtype)
-    except TypeError as error:
+        dtype = np.dtype(port.dtype)
+    except TypeError:
+        dtype = np.dtype(np.void)
+    if dtype.kind not in "fiub":
         raise DataError(
-            f"Inputs have to be of a type that NumPy has. `{port.name}` is {port.dtype}.",
+            f"Inputs have to be numbers of a type that NumPy has, or booleans. `{port.name}` is {port.dtype}.",
             hint="Export the model with float32 inputs.",
-        ) from error
+        )
+    return dtype
 
 
 def _cast(array: Array, port: Port, what: str) -> Array:
@@ -244,17 +252,23 @@ def _cast(array: Array, port: Port, what: str) -> Array:
         f"{list(array.shape)}.",
         hint=f"Convert the samples: array.astype('{wanted}').",
     )
-    if array.dtype.kind not in "fiub" or wanted.kind not in "fiub":
+    if array.dtype.kind not in "fiub" or (wanted.kind not in "fiub" and wanted.name != "bfloat16"):
         raise refusal
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(wanted, order="C")
-        if array.dtype == np.float64 and wanted == np.float32:
+        if _narrows(array.dtype, wanted):
             survived = bool(np.isfinite(cast).all())
         else:
             survived = np.can_cast(array.dtype, wanted, "safe") or _same_values(cast, array)
     if not survived:
         raise refusal
     return cast
+
+
+def _narrows(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Return whether floating-point numbers are rounded to fewer bits; numpy calls bfloat16 no float, but void."""
+    is_float = wanted.kind == "f" or wanted.name == "bfloat16"
+    return given.kind == "f" and is_float and wanted.itemsize < given.itemsize
 
 
 def _same_values(cast: Array, array: Array) -> bool:
