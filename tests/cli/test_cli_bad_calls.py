@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -276,3 +277,15 @@ def input_of_another_shape(at: Place) -> Arguments:
 @pytest.mark.parametrize("name", CASES)
 def test_refused(name: str, place: Place, edgewise: Callable[..., Said]) -> None:
     check_refused(*CASES[name], place, edgewise)
+
+
+def test_a_package_that_is_missing_is_named(edgewise: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.delitem(sys.modules, "edgewise.cli.doctor", raising=False)
+    monkeypatch.delitem(sys.modules, "edgewise.pipeline.doctor", raising=False)
+    monkeypatch.delitem(sys.modules, "edgewise.measure.machine", raising=False)
+    monkeypatch.delitem(sys.modules, "edgewise.measure.energy", raising=False)
+    said = edgewise("doctor")
+    assert (said.code, said.out) == (2, "")
+    assert "needs the package `psutil`" in said.err
+    assert "pip install edgewise" in said.err

@@ -66,7 +66,7 @@ def test_images_are_prepared_and_classes_have_names(reader: Path, photos: Path, 
     assert (said.code, said.err) == (0, "")
     one, *folder = answers(said)
     assert one["input"] == str(photos / "a.png")
-    assert [answer["input"] for answer in folder] == [f"{photos}[{index}]" for index in range(3)]
+    assert [answer["input"] for answer in folder] == [str(photos / name) for name in ("a.png", "b.png", "c.png")]
     assert values(one) == values(folder[0])
     best = one["classes"]
     assert [entry["name"] for entry in best] == [CLASSES[entry["index"]] for entry in best]

@@ -93,7 +93,7 @@ def test_what_turns_out_slower_in_the_last_timing_is_not_chosen(
 
 
 def test_what_is_only_smaller_is_chosen_where_it_keeps_the_speed(task: Task, measures: FakeMeasures) -> None:
-    measures.median_us = {"int8": 130.0, "fp16": 100.2, "fused": 120.0}
+    measures.median_us = {"int8": 130.0, "fp16": 100.0, "fused": 120.0}
     result = task.run()
     assert result.run.ladder[result.run.chosen].candidate.name == "ort fp16-weights"
     outcome = next(o for o in result.run.outcomes if o.fate == "chosen")
@@ -154,7 +154,7 @@ def test_goals_that_are_missed_are_said_and_the_bundle_is_still_written(task: Ta
     assert task.run(max_latency_us=20.0).missed == result.missed  # a finished run says it again
     size = result.run.ladder[0].size_bytes
     result = task.run(out=task.folder / "b", max_size_bytes=size // 10)
-    assert "The model has to stay below" in result.missed
+    assert "; the smallest candidate has " in result.missed
     assert result.run.chosen == 0
     assert all("more than `--max-size`" in o.reason for o in result.run.outcomes[1:])
     check(result)
@@ -328,6 +328,22 @@ def test_a_whole_metric_on_very_few_samples_ends_with_the_untouched_model(task: 
     assert any("at least 10 samples" in o.reason for o in result.run.outcomes)
     check(result)
     assert measures.groups
+
+
+def test_an_output_that_the_metric_does_not_read_is_said_to_be_unjudged(
+    make_task: MakeTask, measures: FakeMeasures
+) -> None:
+    graph = GraphBuilder("heads")
+    graph.input("x", ["rows", 6])
+    for name, classes in (("digit", 3), ("odd", 2)):
+        graph.output(
+            graph.node("MatMul", "x", graph.weight(6, classes, fan_in=6), name=f"{name}_head"), name, ["rows", classes]
+        )
+    task = make_task(graph.build(), x=random(120, 6), y=np.arange(120) % 3)
+    batch, output = task.run(max_drop=0.5).run.notes[:2]
+    assert measures.groups
+    assert "`rows` is fixed to 1" in batch
+    assert "judges the output `digit` alone. Nothing is certified of `odd`" in output
 
 
 def test_two_inputs(make_task: MakeTask, measures: FakeMeasures) -> None:

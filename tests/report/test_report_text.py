@@ -15,7 +15,10 @@ TYPICAL = """\
 *  openvino int8-mse       1.52 ms  2.31 ms  2.77x faster (2.69x to 2.85x)  968 kB   ≤ 0.62 points, certified at 95 % confidence
    openvino int8-mse bf16  1.30 ms  1.97 ms  3.23x faster (3.13x to 3.33x)  968 kB   ≤ 1.34 points, not certified at 95 % confidence
 
+top1 on 3,450 certify samples: 0.9436 before, 0.9416 after.
 * is the default. 12 candidates tried in 3 min 12 s; 16 sites declined, each with its reason in the report.
+note: The frequency governor cannot be read here, so clocks may have changed between rounds.
+note: The energy counters of this machine are not readable; energy was not measured.
 
 bundle  out
 report  out/report.html"""  # noqa: E501 - a golden text

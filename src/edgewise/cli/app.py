@@ -27,6 +27,7 @@ _STOPPED: Final = "Interrupted."
 _RESUMES: Final = "Interrupted. What was finished is kept; the same command goes on from there."
 _LESS_MEMORY: Final = "Try a smaller batch or shape with `--shape`, or a machine with more memory."
 _FREE_SPACE: Final = "Free some space or choose another disk; what was finished before is kept."
+_INSTALL: Final = "`pip install edgewise` brings all that the commands need; the README says what a device needs."
 _FAULT: Final = (
     "This is a fault of edgewise. Please report it with the lines above and the output of `edgewise inspect` for the "
     "model."
@@ -152,6 +153,8 @@ def _as_ours(error: Exception) -> EdgewiseError | None:
             return error
         case click.UsageError():
             return UserError(error.format_message())
+        case ModuleNotFoundError(name=str(name)) if name.partition(".")[0] != "edgewise":
+            return UserError(f"This command needs the package `{name}`, which is not installed.", hint=_INSTALL)
         case MemoryError():
             return ResourceError("The machine has too little memory for this model.", hint=_LESS_MEMORY)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG, filename=name, strerror=reason):

@@ -78,6 +78,7 @@ def _compared(found: Certificate) -> str:
     high = quantities.drop(found.upper, unit=unit, rounding="up")
     level = quantities.confidence(found.confidence)
     sentence = f"{what}: {observed} observed, at least {low} and at most {high} at {level} confidence each.{pairs}"
+    sentence += "\nThis is a certificate only if none of these samples took part in making B."
     bound = f"The bound of {100 * found.max_drop:.3g} {unit}"
     if found.passed:
         return f"{sentence}\n{bound} is kept."

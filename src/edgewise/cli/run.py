@@ -17,6 +17,7 @@ from edgewise.cli.command import command
 from edgewise.errors import BundleError, DataError, UserError
 from edgewise.records.codec import Record, encode
 from edgewise.runtime.engine import Engine, Input
+from edgewise.samples.folder import ImageSource
 from edgewise.samples.open import open_source
 from edgewise.samples.preprocessing import Preprocessing
 from edgewise.samples.source import Source
@@ -110,7 +111,11 @@ def _answer_lines(engine: Engine, preprocessing: Preprocessing) -> int:
 def _samples(spec: str, source: Source) -> Iterator[tuple[str, Input]]:
     name = _printable(spec)
     for index in range(len(source)):
-        yield (name if len(source) == 1 else f"{name}[{index}]"), source[index]
+        if isinstance(source, ImageSource):
+            called = _printable(str(source.files[index]))
+        else:
+            called = name if len(source) == 1 else f"{name}[{index}]"
+        yield called, source[index]
 
 
 def _parsed(text: str, number: int) -> Input:

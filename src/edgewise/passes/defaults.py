@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from edgewise.formats.opset import MINIMUM_OPSET
 from edgewise.passes.bind_defaults import BindDefaults
 from edgewise.passes.cancel_transposes import CancelTransposes
 from edgewise.passes.fold_affine import FoldAffine
@@ -23,6 +24,7 @@ from edgewise.passes.merge_reshapes import MergeReshapes
 from edgewise.passes.merge_slices import MergeSlices
 from edgewise.passes.merge_transposes import MergeTransposes
 from edgewise.passes.protocol import Pass
+from edgewise.passes.raise_opset import RaiseOpset
 from edgewise.passes.remove_no_ops import RemoveNoOps
 from edgewise.passes.remove_unused import RemoveUnused
 from edgewise.passes.replace_shortcuts import ReplaceShortcuts
@@ -32,6 +34,8 @@ DEFAULT_PASSES: Final[tuple[Pass, ...]] = (
     # What hides the graph's structure goes first.
     InlineFunctions(),
     BindDefaults(),
+    # Patterns have fewer spellings, and weights can be quantized per channel, from here on.
+    RaiseOpset(MINIMUM_OPSET),
     RemoveUnused(),
     LiftConstants(),
     FoldConstants(),

@@ -9,7 +9,7 @@ from typing import Final
 
 from edgewise.backends import registry
 from edgewise.bundle.read import Bundle
-from edgewise.errors import BundleError, OutputError, RecipeError
+from edgewise.errors import BackendError, BundleError, ModelError, OutputError, RecipeError
 from edgewise.formats.registry import load
 from edgewise.pipeline.deliver import SOURCES, Source
 from edgewise.records.candidate import RunOptions
@@ -30,6 +30,7 @@ def export(folder: Path, *, to: str, out: Path, rung: str | None = None) -> tupl
 
     Raises:
         RecipeError: If the format or the rung does not exist.
+        ModelError: If the format's runtime refuses the graph.
         BundleError: If the bundle is damaged, or the graph behind the rung is not there any more.
         OutputError: If the files cannot be written, or one exists.
     """
@@ -47,7 +48,10 @@ def export(folder: Path, *, to: str, out: Path, rung: str | None = None) -> tupl
         files = artifact.files
     else:
         # The precision of the arithmetic belongs to a run, not to the graph: fp32 writes the graph as it is.
-        files = registry.get(FORMATS[to]).compile(load(graph_file(bundle, rung)), RunOptions()).files
+        try:
+            files = registry.get(FORMATS[to]).compile(load(graph_file(bundle, rung)), RunOptions()).files
+        except BackendError as error:
+            raise ModelError(error.message, hint="`--to onnx` writes every rung; `--rung` chooses another.") from error
     return _write(files, out)
 
 

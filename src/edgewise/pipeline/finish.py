@@ -15,6 +15,7 @@ from edgewise.measure import gate
 from edgewise.measure.energy import energy
 from edgewise.measure.latency import empty_call_us, measure_group, ratio
 from edgewise.measure.memory import cold_start_and_memory
+from edgewise.pipeline.explore import SMALLER
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.screen import entry
 from edgewise.records.candidate import Candidate
@@ -193,6 +194,8 @@ def _gate(job: Job, reference: Rung, rung: Rung) -> gate.Verdict:
     verdict = gate.faster(rung.speedup, implausible=implausible)
     if verdict.accepted or verdict.suspicious:
         return verdict
+    if rung.size_bytes > SMALLER * reference.size_bytes or rung.speedup.high < 1:
+        return verdict  # a few bytes are no reason to change a model, and none makes up for a loss of speed
     smaller = gate.smaller(
         rung.speedup,
         size_bytes=rung.size_bytes,
@@ -230,7 +233,7 @@ def with_fates(outcomes: Sequence[Outcome], choice: Choice) -> tuple[Outcome, ..
     return tuple(found)
 
 
-def why_missed(job: Job, chosen: Rung) -> str:
+def why_missed(job: Job, chosen: Rung, outcomes: Sequence[Outcome]) -> str:
     """Return in a sentence which goal the default does not reach; empty where it reaches all."""
     goal = job.request.goal
     if goal.max_latency_us is not None and chosen.latency.median_us > goal.max_latency_us:
@@ -240,8 +243,8 @@ def why_missed(job: Job, chosen: Rung) -> str:
         )
     if goal.max_size_bytes is not None and chosen.size_bytes > goal.max_size_bytes:
         return (
-            f"The model has to stay below {goal.max_size_bytes / 1e6:.3g} MB; the best one that was found has "
-            f"{chosen.size_bytes / 1e6:.3g} MB."
+            f"The model has to stay below {quantities.size(goal.max_size_bytes)}; the smallest candidate has "
+            f"{quantities.size(min(outcome.size_bytes or chosen.size_bytes for outcome in outcomes))}."
         )
     return ""
 

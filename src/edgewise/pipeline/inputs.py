@@ -15,7 +15,7 @@ from edgewise.analysis.facts import model_facts
 from edgewise.errors import DataError
 from edgewise.formats import registry
 from edgewise.formats.onnx import check_weights, foreign_operators
-from edgewise.formats.shapes import fix_shapes, require_static
+from edgewise.formats.shapes import dynamic_dimensions, fix_shapes, require_static
 from edgewise.pipeline.request import DataRequest
 from edgewise.records.findings import Decline
 from edgewise.records.run import ModelFacts
@@ -40,6 +40,7 @@ class LoadedModel:
         sha256: Hash of its file and of the weights beside it.
         fixed: The graph of the file with batch 1 and the shapes that were asked for, otherwise untouched.
         facts: What is known of `fixed`.
+        open_batch: Name of the batch dimension that the file leaves open, or None.
         declines: Operators of other domains, which limit what can be done.
     """
 
@@ -47,6 +48,7 @@ class LoadedModel:
     sha256: str
     fixed: ir.Model
     facts: ModelFacts
+    open_batch: str | None
     declines: tuple[Decline, ...]
 
 
@@ -106,6 +108,7 @@ def load_model(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> Load
         sha256=sha256,
         fixed=fixed,
         facts=model_facts(fixed, name=path.name, sha256=sha256),
+        open_batch=next((one.name or "?" for one in dynamic_dimensions(original) if one.is_batch), None),
         declines=foreign_operators(original),
     )
 

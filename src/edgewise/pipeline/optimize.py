@@ -19,10 +19,11 @@ from edgewise.backends import registry
 from edgewise.bundle.read import Bundle
 from edgewise.errors import BackendError, BundleError, DataError, RecipeError
 from edgewise.measure.machine import describe
-from edgewise.measure.metrics import Metric, default_metric, resolve
+from edgewise.measure.metrics import ALL, Metric, default_metric, resolve
 from edgewise.pipeline import explore, finish
 from edgewise.pipeline.build import Workshop, open_judge
 from edgewise.pipeline.certify import certify
+from edgewise.pipeline.copies import Copies, count_copies
 from edgewise.pipeline.deliver import REPORT, deliver
 from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
@@ -158,9 +159,9 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         ladder=choice.ladder,
         chosen=choice.chosen,
         verdict=finish.verdict(choice),
-        notes=(*exploration.notes, *proof.notes, *notes),
+        notes=(*_notes(job), *exploration.notes, *proof.notes, *notes),
     )
-    missed = finish.why_missed(job, choice.ladder[choice.chosen])
+    missed = finish.why_missed(job, choice.ladder[choice.chosen], exploration.outcomes)
     deliver(job, run)
     job.workspace.store.put("ending", "", Ending(run=run, missed=missed))
     job.workspace.tidy()
@@ -226,6 +227,30 @@ def _output_shape(model: LoadedModel, data: Data) -> tuple[int, ...]:
         raise explore.not_runnable(error.message) from error
     first = np.asarray(outputs[model.facts.outputs[0].name])
     return first.shape[1:] if not dataset.state else (first.shape[0], *first.shape[2:])
+
+
+def _notes(job: Job) -> list[str]:
+    """Return what holds of every run of this kind on this model, in full sentences."""
+    notes = []
+    if job.model.open_batch is not None:
+        notes.append(
+            f"The batch `{job.model.open_batch}` is fixed to 1: the bundle answers one sample at a time, which is what "
+            f"was measured and certified."
+        )
+    outputs = [port.name for port in job.model.facts.outputs if port.name not in job.data.state]
+    read = job.metric.output or outputs[0]
+    unjudged = [f"`{name}`" for name in outputs if name != read]
+    if unjudged and read != ALL:
+        notes.append(
+            f"The metric `{job.metric.name}` judges the output `{read}` alone. Nothing is certified of "
+            f"{', '.join(unjudged)}; a metric of your own can judge all outputs."
+        )
+    if copies := job.workspace.store.recall("copies", "", Copies, lambda: count_copies(job.data)).certify:
+        notes.append(
+            f"{copies} of the {len(job.data.certify)} certify samples are copies of other samples. The certificate "
+            f"counts them as new ones and so says too much: remove the copies."
+        )
+    return notes
 
 
 def _data_facts(job: Job) -> DataFacts:

@@ -29,11 +29,21 @@ def summary(run: Run, *, files: Mapping[str, str] = _NO_FILES) -> str:
         tested = line.status in {"passed", "failed"}
         bound = f"{line.bound}, {line.status_text.lower()} at {line.bound_note}" if tested else line.bound
         rows.append(("*" if line.chosen else "", line.name, line.median, line.p99, speed, line.size, bound))
-    parts = [_one_line(run.verdict), "", *_table(rows), "", _footer(run)]
+    parts = [_one_line(run.verdict), "", *_table(rows), "", *_accuracy(run), _footer(run)]
+    parts += [f"note: {_one_line(note)}" for note in run.notes]
     if files:
         width = max(_width(label) for label in files)
         parts += ["", *(f"{_pad(label, width)}  {path}" for label, path in files.items())]
     return "\n".join(parts)
+
+
+def _accuracy(run: Run) -> list[str]:
+    """Return what the original and the default reach, so that a wrong pre-processing or wrong labels are noticed."""
+    proof = run.ladder[run.chosen].certificate or next((r.certificate for r in run.ladder if r.certificate), None)
+    if proof is None or proof.claim == "flip-rate":
+        return []
+    values = f"{q.significant(proof.original, 4)} before, {q.significant(proof.optimized, 4)} after"
+    return [f"{proof.metric} on {q.count(proof.n)} certify samples: {values}."]
 
 
 def _footer(run: Run) -> str:

@@ -53,6 +53,11 @@ class ImageSource:
         self._preprocessing = preprocessing
         self._extra = extra
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of each image."""
+        return self._files
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the files, undecoded, and over the labels."""
