@@ -167,7 +167,9 @@ def _less(before: float, after: float, better: str, worse: str) -> Cell | None:
 def _latency_lines(before: Rung, after: Rung) -> list[Line]:
     conditions = f"warm, {q.plural(after.latency.threads, 'thread')}, {_pinned(after.latency)}"
     old, new = before.latency, after.latency
-    change = Cell(" ".join(faster(after.speedup)), interval(after.speedup))
+    # Not the quotient of the two medians: the machine's speed drifts, and a ratio within a round does not see that.
+    paired = f"median ratio of {q.plural(after.speedup.rounds, 'round')} in turns, {interval(after.speedup)}"
+    change = Cell(" ".join(faster(after.speedup)), paired)
     median = Cell(q.duration(old.median_us)), Cell(q.duration(new.median_us))
     found = [Line("Latency, median", conditions, *median, change, strong=True)]
     pairs = (
