@@ -9,11 +9,10 @@ from functools import partial
 from typing import Final
 
 from edgewise.errors import BackendError, DataError
+from edgewise.measure.certificate import MOST_RUNGS, fixed_sequence
 from edgewise.measure.certificate import certify as certify_scores
-from edgewise.measure.certificate import fixed_sequence
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.ledger import open_certify_set
-from edgewise.pipeline.request import MAX_RUNGS
 from edgewise.pipeline.score import score
 from edgewise.records.candidate import Candidate
 from edgewise.records.certificate import Certificate
@@ -54,12 +53,12 @@ def certify(job: Job, ladder: Sequence[Candidate]) -> Proof:
 
     Args:
         job: The run.
-        ladder: At most `MAX_RUNGS` candidates, safest first.
+        ladder: At most `MOST_RUNGS` candidates, safest first.
     """
     if not ladder:
         return Proof((), ())
     part = job.data.certify
-    job.progress.stage("Certifying", len(part) * (1 + min(len(ladder), MAX_RUNGS)))
+    job.progress.stage("Certifying", len(part) * (1 + min(len(ladder), MOST_RUNGS)))
     opening = job.workspace.store.recall("certify-set", "", Opening, lambda: _open(job))
     notes = [note] if (note := _note(opening)) else []
     original = None if job.label_free else score(job, job.untouched[0], "certify")
@@ -80,7 +79,7 @@ def certify(job: Job, ladder: Sequence[Candidate]) -> Proof:
         return certificate
 
     try:
-        fixed_sequence(partial(test, candidate) for candidate in ladder[:MAX_RUNGS])
+        fixed_sequence(partial(test, candidate) for candidate in ladder[:MOST_RUNGS])
     except (BackendError, DataError) as error:
         # A rung that cannot be tested has not passed: it ends the sequence, and those before it keep what they have.
         notes.append(f"`{ladder[len(certificates)].name}` could not be tested on the certify split: {error.message}")

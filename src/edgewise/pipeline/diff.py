@@ -105,15 +105,16 @@ def diff(
     """
     progress = progress or Quiet()
     progress.stage("Reading models and samples")
-    graphs = [load_model(_graph(path), data.shapes).fixed for path in (first, second)]
-    producers = _producers(graphs[0])
-    shared = [name for name in producers if name in _producers(graphs[1])]
+    models = [load_model(_graph(path), data.shapes) for path in (first, second)]
+    graphs = [model.fixed for model in models]
+    producers, others = (_producers(graph) for graph in graphs)
+    shared = [name for name in producers if name in others]
     if not shared:
         raise ModelError(
             "Two models can be compared where tensors have the same names, but these share none.",
             hint="Give a model and what was made of it; `edgewise eval` compares any two by their answers.",
         )
-    inputs = load_model(_graph(first), data.shapes).facts.inputs
+    inputs = models[0].facts.inputs
     preprocessing = Bundle.load(second).manifest.preprocessing if is_bundle(second) else None
     dataset = bind(
         open_source(data.samples, preprocessing or preprocessing_of(data), label=data.label), inputs, state=data.state

@@ -11,13 +11,12 @@ import msgspec
 from edgewise.backends import registry
 from edgewise.errors import BackendError, ContractError, DataError, ModelError
 from edgewise.measure.accuracy import Scores, constant_output, summarise
-from edgewise.measure.certificate import certify
+from edgewise.measure.certificate import MOST_RUNGS, certify
 from edgewise.measure.metrics import PerSample
 from edgewise.pipeline.certify import CONFIDENCE
 from edgewise.pipeline.inputs import percent
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.propose import propose
-from edgewise.pipeline.request import MAX_RUNGS
 from edgewise.pipeline.score import pace_of, score
 from edgewise.pipeline.screen import Timing, build_all, time_all
 from edgewise.records.candidate import Candidate
@@ -198,7 +197,7 @@ class _Book:
     def _has_time(self, candidate: Candidate) -> bool:
         """Return whether scoring a candidate leaves time to certify and to measure what was found."""
         job = self._job
-        certify_s = len(job.data.certify) * (self._pace_s + MAX_RUNGS * self._seconds(candidate))
+        certify_s = len(job.data.certify) * (self._pace_s + MOST_RUNGS * self._seconds(candidate))
         stages = [
             Stage(seconds=len(job.data.select) * self._seconds(candidate)),
             Stage(seconds=certify_s + FINISH_S, required=True),
@@ -222,7 +221,7 @@ class _Book:
         """Return the candidates to certify, safest first (the rule is in `search/ladder.py`)."""
         candidates = list(self._estimates)
         points = [self._point(candidate) for candidate in candidates]
-        return tuple(candidates[index] for index in pick(points, most=MAX_RUNGS))
+        return tuple(candidates[index] for index in pick(points, most=MOST_RUNGS))
 
     def _point(self, candidate: Candidate) -> Point:
         """Return what was learnt of a candidate: its cost relative to the untouched model, and its drop."""

@@ -9,9 +9,6 @@ import msgspec
 from edgewise.errors import RecipeError
 from edgewise.records.codec import Record
 
-MAX_RUNGS = 4
-"""Rungs that may be tested on the certify split (docs/adr/0005-splits-and-fixed-sequence.md)."""
-
 
 class DataRequest(Record, frozen=True, kw_only=True):
     """Which samples, and how they become inputs.
