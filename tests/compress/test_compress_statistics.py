@@ -6,6 +6,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from edgewise.compress import statistics
 from edgewise.compress.statistics import collect, observe
@@ -153,3 +156,38 @@ class TestCollect:
 
         collect(run, feeds(), ["y"])
         assert events == ["read 0", "run", "read 1", "run", "read 2", "run"]
+
+    def test_channels_are_not_asked_for(self) -> None:
+        tensor = collect(identity, samples(np.ones((1, 2), np.float32)), ["y"]).tensors["y"]
+        assert tensor.channel_mean_squares is None
+        assert len(tensor.channel_low) == len(tensor.channel_high) == 0
+
+    @given(
+        shape=hnp.array_shapes(min_dims=1, max_dims=4, max_side=5),
+        count=st.integers(1, 4),
+        axis=st.integers(0, 3),
+        seed=st.integers(0, 99),
+    )
+    def test_channels_are_those_of_all_samples_at_once(
+        self, shape: tuple[int, ...], count: int, axis: int, seed: int
+    ) -> None:
+        axis %= len(shape)
+        # Whole numbers: every sum is exact. Large ones: their squares are no float32.
+        arrays = list(np.random.default_rng(seed).integers(-9, 10, (count, *shape)).astype(np.float32) * 2.0**100)
+        arrays = [array.astype(np.float32) for array in arrays]
+        tensor = collect(identity, samples(*arrays), {"y": axis}).tensors["y"]
+        channels = np.moveaxis(np.stack(arrays), axis + 1, 0).reshape(shape[axis], -1).astype(np.float64)
+        assert tensor.channel_low.tolist() == channels.min(axis=1).tolist()
+        assert tensor.channel_high.tolist() == channels.max(axis=1).tolist()
+        assert tensor.channel_sums.tolist() == channels.sum(axis=1).tolist()
+        assert tensor.channel_squares.tolist() == np.square(channels).sum(axis=1).tolist()
+        assert (tensor.low, tensor.high) == (channels.min(), channels.max())
+        mean_squares = tensor.channel_mean_squares
+        assert mean_squares is not None
+        assert mean_squares.tolist() == pytest.approx(np.square(channels).mean(axis=1).tolist(), rel=1e-15)
+
+    def test_a_nan_in_one_channel_is_found(self) -> None:
+        values = np.zeros((1, 3, 4), np.float32)
+        values[0, 1, 2] = np.nan
+        with pytest.raises(DataError, match="NaN"):
+            collect(identity, samples(values), {"y": 1})

@@ -34,6 +34,9 @@ class TensorStatistics:
         count: How many values there were in all.
         histogram: Counts of the values, or of a regular share of them (`POSITIONS`).
         channel_sums: Sum of the values of each channel, shape `[C]`, float64; empty where it was not asked for.
+        channel_squares: Sum of the squares of the values of each channel, likewise.
+        channel_low: Exact smallest value of each channel, shape `[C]`, float32; empty where it was not asked for.
+        channel_high: Exact largest value of each channel, likewise.
     """
 
     low: float = math.inf
@@ -41,11 +44,20 @@ class TensorStatistics:
     count: int = 0
     histogram: Histogram = field(default_factory=Histogram)
     channel_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    channel_squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    channel_low: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    channel_high: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     @property
     def is_constant(self) -> bool:
         """Whether every value was the same."""
         return self.low == self.high
+
+    @property
+    def channel_mean_squares(self) -> npt.NDArray[np.float64] | None:
+        """Mean square of each channel, shape `[C]`, or None where it was not asked for."""
+        channels = len(self.channel_squares)
+        return self.channel_squares * (channels / self.count) if channels else None
 
     @property
     def channel_means(self) -> npt.NDArray[np.float64] | None:
@@ -103,7 +115,8 @@ def collect(run: Run, feeds: Iterable[Feeds], names: Mapping[str, int | None] | 
     Args:
         run: Runs the model that `observe` gave.
         feeds: The samples, each read once.
-        names: The tensors. A mapping also says along which axis the channels lie whose means are wanted.
+        names: The tensors. A mapping also says along which axis the channels lie whose means, squares and extremes are
+            wanted.
 
     Raises:
         DataError: If there is no sample, or if one makes a NaN or an infinity; the message names tensor and sample.
@@ -141,8 +154,12 @@ def _add(
     """Add one sample's `values` to `statistics`."""
     if values.size == 0:
         return
-    # Both propagate NaN, so that two passes over the array tell everything.
-    low, high = float(values.min()), float(values.max())
+    channels = None if axis is None else _channels(values, axis)
+    # Both propagate NaN, so that two passes over the array tell everything; those over the channels are such passes.
+    if channels is None:
+        low, high = float(values.min()), float(values.max())
+    else:
+        low, high = float(channels.low.min()), float(channels.high.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         kind = "NaN" if math.isnan(low) or math.isnan(high) else "an infinity"
         raise DataError(
@@ -152,12 +169,32 @@ def _add(
     statistics.low, statistics.high = min(statistics.low, low), max(statistics.high, high)
     statistics.count += values.size
     statistics.histogram.add(_share(values, sample), low, high)
-    if axis is not None:
-        sums = _channel_sums(values, axis)
-        if len(statistics.channel_sums) not in (0, len(sums)):
-            # The number of channels changes from sample to sample: there is no mean of a channel.
-            raise ContractError(f"`{name}` has to have the same number of channels in every sample.")
-        statistics.channel_sums = statistics.channel_sums + sums if len(statistics.channel_sums) else sums
+    if channels is not None:
+        _add_channels(statistics, channels, name=name)
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """What one sample holds of each channel; every array has the shape `[C]`."""
+
+    sums: npt.NDArray[np.float64]
+    squares: npt.NDArray[np.float64]
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+
+
+def _add_channels(statistics: TensorStatistics, channels: _Channels, *, name: str) -> None:
+    if len(statistics.channel_sums) == 0:
+        statistics.channel_sums, statistics.channel_squares = channels.sums, channels.squares
+        statistics.channel_low, statistics.channel_high = channels.low, channels.high
+        return
+    if len(statistics.channel_sums) != len(channels.sums):
+        # The number of channels changes from sample to sample: there is no mean of a channel.
+        raise ContractError(f"`{name}` has to have the same number of channels in every sample.")
+    statistics.channel_sums = statistics.channel_sums + channels.sums
+    statistics.channel_squares = statistics.channel_squares + channels.squares
+    statistics.channel_low = np.minimum(statistics.channel_low, channels.low)
+    statistics.channel_high = np.maximum(statistics.channel_high, channels.high)
 
 
 def _share(values: npt.NDArray[np.float32], sample: int) -> npt.NDArray[np.float32]:
@@ -173,12 +210,16 @@ def _share(values: npt.NDArray[np.float32], sample: int) -> npt.NDArray[np.float
     return flat[(sample * 2654435761) % step :: step]
 
 
-def _channel_sums(values: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float64]:
-    """Return the sum over all axes but `axis`, shape `[C]`."""
+def _channels(values: npt.NDArray[np.float32], axis: int) -> _Channels:
+    """Return sums, sums of squares and extremes over all axes but `axis`."""
     axis %= values.ndim
     outer, inner = math.prod(values.shape[:axis]), math.prod(values.shape[axis + 1 :])
     rows = values.reshape(outer, values.shape[axis], inner)
-    # Along the contiguous axis in float32: numpy adds pairwise there, the error stays at a few unit roundoffs.
-    partial = rows.sum(axis=2) if inner > 1 else rows[:, :, 0]
-    sums: npt.NDArray[np.float64] = partial.sum(axis=0, dtype=np.float64)
-    return sums
+    # Sums along the contiguous axis in float32: numpy adds pairwise there, the error stays at a few unit roundoffs.
+    # Squares in float64: those of large values are no float32.
+    return _Channels(
+        sums=(rows.sum(axis=2) if inner > 1 else rows[:, :, 0]).sum(axis=0, dtype=np.float64),
+        squares=np.einsum("oci,oci->c", rows, rows, dtype=np.float64),
+        low=rows.min(axis=(0, 2)),
+        high=rows.max(axis=(0, 2)),
+    )
