@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from edgewise.records.arrays import pack, unpack
+from edgewise.records.arrays import StoredArray, pack, unpack
+from edgewise.records.codec import decode, encode
 from edgewise.records.tensors import Array
 
 DTYPES = [np.bool_, np.uint8, np.int8, np.int32, np.int64, np.float16, np.float32, np.float64]
@@ -67,3 +68,18 @@ def test_an_archive_of_somebody_else_is_refused(tmp_path_factory: pytest.TempPat
 def test_a_bfloat16_without_dimensions_keeps_none() -> None:
     array = np.asarray(1.5, ml_dtypes.bfloat16)
     assert unpack(pack({"x": array}))["x"].shape == ()
+
+
+@given(ARRAYS)
+def test_an_array_survives_as_a_field_of_a_record(array: Array) -> None:
+    again = decode(encode(StoredArray.of(array)), StoredArray).numpy()
+    assert again.dtype == array.dtype
+    assert again.shape == array.shape
+    assert again.tobytes() == array.tobytes()
+    with pytest.raises(ValueError, match="read-only"):
+        again[...] = 0
+
+
+def test_a_field_holds_the_order_and_the_bytes_that_it_says() -> None:
+    columns = np.arange(6, dtype=np.dtype(">i2")).reshape(2, 3).T
+    assert StoredArray.of(columns) == StoredArray.of(np.ascontiguousarray(columns).astype("<i2"))

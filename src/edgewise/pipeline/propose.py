@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, get_args
 
-from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Precision, Quantize, RangeMethod, RunOptions, Step
+from edgewise.records.candidate import (
+    Candidate,
+    Fuse,
+    HalveWeights,
+    HistogramMethod,
+    Precision,
+    Quantize,
+    RunOptions,
+    Step,
+)
 
 BASELINE_BACKEND: Final = "ort"
 """Where the untouched model runs that everything is compared with: the runtime that reads every ONNX file."""
 
-RANGE_METHODS: Final[tuple[RangeMethod, ...]] = get_args(RangeMethod)
+RANGE_METHODS: Final[tuple[HistogramMethod, ...]] = get_args(HistogramMethod)
 
 
 def untouched(threads: int) -> Candidate:

@@ -1,7 +1,7 @@
-"""Named arrays as bytes and back: samples for workers, test vectors of bundles.
+"""Arrays as bytes and back: one as a field of a record; many with names, as samples for workers and test vectors.
 
-An uncompressed `.npz` without pickles, in which the names may hold anything (`/`, `..`, `file`), because they are
-kept in an index and not as names in the archive; and which keeps the element types that numpy has only through
+Many are an uncompressed `.npz` without pickles, in which the names may hold anything (`/`, `..`, `file`), because they
+are kept in an index and not as names in the archive; and which keeps the element types that numpy has only through
 `ml_dtypes`, such as bfloat16.
 """
 
@@ -15,7 +15,33 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from edgewise.records.codec import Record
 from edgewise.records.tensors import Array
+
+
+class StoredArray(Record, frozen=True, kw_only=True):
+    """An array as a field of a record.
+
+    Attributes:
+        dtype: numpy's name of its element type, for example `int8`.
+        shape: Its dimensions.
+        data: Its elements in C order, little endian.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    @classmethod
+    def of(cls, array: Array) -> StoredArray:
+        """Return `array`, which holds numbers of one of numpy's own types, as a field."""
+        little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        return cls(dtype=array.dtype.name, shape=array.shape, data=little.tobytes())
+
+    def numpy(self) -> Array:
+        """Return the array; it cannot be written to."""
+        return np.frombuffer(self.data, np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
+
 
 _INDEX: Final = "index"
 _BITS: Final = {1: np.uint8, 2: np.uint16}

@@ -10,7 +10,9 @@ from typing import Literal, TypeAlias
 
 from edgewise.records.codec import Record
 
-RangeMethod: TypeAlias = Literal["min-max", "percentile", "entropy", "mse"]
+HistogramMethod: TypeAlias = Literal["min-max", "percentile", "entropy", "mse"]
+RangeMethod: TypeAlias = HistogramMethod | Literal["output"]
+Rounding: TypeAlias = Literal["second-order", "nearest"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
 GraphOptimization: TypeAlias = Literal["off", "all"]
 
@@ -23,12 +25,18 @@ class Quantize(Record, frozen=True, kw_only=True, tag="quantize"):
     """Static quantization as standard QDQ ONNX.
 
     Attributes:
-        scheme: `w8a8`: 8-bit weights per channel, 8-bit activations per tensor.
-        ranges: How each activation's range is chosen from the calibration samples.
+        scheme: Widths, for example `w8a8`, `w4a8`, `w4g32` (`compress/quantize/recipe.py` reads them).
+        ranges: How each activation's range is chosen from the calibration samples: `output` takes, for each tensor,
+            the range with the least error at the outputs of the layers that read it; the others look at the tensor.
+        rounding: How weights are rounded: `second-order` lets each rounded weight be made up for by those after it.
+        extra_time: Share of the 8-bit model's time that may be spent on keeping those layers in float that do the most
+            damage for it.
     """
 
-    scheme: Literal["w8a8"] = "w8a8"
+    scheme: str = "w8a8"
     ranges: RangeMethod = "mse"
+    rounding: Rounding = "nearest"
+    extra_time: float = 0.0
 
 
 class HalveWeights(Record, frozen=True, kw_only=True, tag="halve-weights"):
@@ -66,7 +74,7 @@ class Candidate(Record, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """A short name, unique within a run: `openvino int8-mse bf16`."""
+        """A short name, unique within a run: `openvino int8-mixed5 bf16`."""
         words = [self.backend, *(_word(step) for step in self.steps if not isinstance(step, Fuse))]
         if self.is_untouched:
             words.append("untouched")
@@ -85,7 +93,19 @@ def _word(step: Step) -> str:
     match step:
         case Fuse():
             return "fused"
-        case Quantize(ranges=ranges):
-            return f"int8-{ranges}"
+        case Quantize():
+            return _quantize_word(step)
         case HalveWeights():
             return "fp16-weights"
+
+
+def _quantize_word(step: Quantize) -> str:
+    """Return what is asked for, without what is the default."""
+    words = ["int8" if step.scheme == "w8a8" else step.scheme]
+    if step.ranges != "output":
+        words.append(step.ranges)
+    if step.rounding != "nearest":
+        words.append(step.rounding)
+    if step.extra_time:
+        words.append(f"mixed{100 * step.extra_time:g}")
+    return "-".join(words)

@@ -68,10 +68,20 @@ def _step(step: Step) -> str:
     match step:
         case Fuse():
             return "fused"
-        case Quantize(ranges=ranges):
-            return f"int8 weights and activations ({ranges} ranges)"
+        case Quantize():
+            return _quantized(step)
         case HalveWeights():
             return "weights stored as fp16"
+
+
+def _quantized(step: Quantize) -> str:
+    what = "int8 weights and activations" if step.scheme == "w8a8" else step.scheme
+    details = [f"{step.ranges} ranges"]
+    if step.rounding != "nearest":
+        details.append(f"{step.rounding} rounding")
+    if step.extra_time:
+        details.append(f"worst layers in float for {100 * step.extra_time:g} % of the time")
+    return f"{what} ({', '.join(details)})"
 
 
 def faster(ratio: Ratio) -> tuple[str, str]:

@@ -14,9 +14,11 @@ from edgewise.compress.quantize import affine
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.bias import weight_error_shift
 from edgewise.compress.quantize.operators import Weighted, weighted
-from edgewise.compress.quantize.plan import Plan, QuantizedWeight, observed_tensors, plan
+from edgewise.compress.quantize.placement import KEPT
+from edgewise.compress.quantize.plan import Plan, QuantizedWeight, keep_float, observed_tensors, plan
 from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.errors import ContractError, RecipeError
+from edgewise.records.arrays import StoredArray
 from edgewise.records.candidate import Quantize
 from edgewise.records.tensors import Run
 from edgewise.testing.graphs import GraphBuilder, conv_net, random_feeds
@@ -86,9 +88,8 @@ def test_statistics_of_another_model_are_an_error(gives_float: Target, ort_run: 
 
 
 def test_an_unknown_scheme_is_an_error(gives_float: Target) -> None:
-    bad: Any = Quantize(scheme="w2a2")  # type: ignore[arg-type]  # what is tested
     with pytest.raises(RecipeError, match="`w2a2`"):
-        plan(joined(), Statistics({}, 1), gives_float, bad)
+        plan(joined(), Statistics({}, 1), gives_float, Quantize(scheme="w2a2"))
 
 
 def node_of(model: ir.Model, operator: str) -> tuple[ir.Node, Weighted]:
@@ -170,3 +171,54 @@ def test_the_correction_lowers_the_mean_error_of_the_output(gives_float: Target,
 
 def _without_shift(weight: QuantizedWeight) -> QuantizedWeight:
     return msgspec.structs.replace(weight, bias_shift=(), bias_slot=None)
+
+
+def test_nodes_that_are_kept_stay_float_and_say_so(needs_output_pairs: Target, ort_run: MakeRun) -> None:
+    model, target = joined(), needs_output_pairs
+    whole = planned(model, target, ort_run)
+    first = whole.nodes[0]
+    edited = keep_float(model, whole, target, [first])
+    assert {decline.node: decline.reason for decline in edited.declines}[first] == KEPT
+    assert set(whole.nodes) - set(edited.nodes) == {first, "both"}  # followers need 8-bit neighbours
+    assert whole.weights[1:] == edited.weights
+    kept = {tensor.name: tensor.scale for tensor in edited.tensors}
+    assert kept.items() <= {tensor.name: tensor.scale for tensor in whole.tensors}.items()
+    operators = [node.op_type for node in apply(model, edited).graph]
+    assert operators.count("DequantizeLinear") < [node.op_type for node in apply(model, whole).graph].count(
+        "DequantizeLinear"
+    )
+
+
+def test_keeping_nodes_when_the_plan_is_made_gives_the_plan_that_is_edited_later(
+    needs_output_pairs: Target, ort_run: MakeRun
+) -> None:
+    model, target = joined(), needs_output_pairs
+    names = observed_tensors(model, target)
+    feeds = [random_feeds(model, seed=seed) for seed in range(3)]
+    statistics = collect(ort_run(observe(model, names)), feeds, names)
+    chosen = {tensor: (-1.0, 1.0 + index) for index, tensor in enumerate(names)}
+    whole = plan(model, statistics, target, Quantize(ranges="output"), chosen=chosen)
+    direct = plan(model, statistics, target, Quantize(ranges="output"), chosen=chosen, keep=["last"])
+    assert keep_float(model, whole, target, ["last"]) == direct
+    assert keep_float(model, whole, target, []) == whole
+
+
+def test_ranges_by_the_output_have_to_be_chosen_before(needs_output_pairs: Target, ort_run: MakeRun) -> None:
+    model, target = joined(), needs_output_pairs
+    with pytest.raises(ContractError, match="chosen before"):
+        planned(model, target, ort_run, Quantize(ranges="output"))
+    names = observed_tensors(model, target)
+    statistics = collect(ort_run(observe(model, names)), [random_feeds(model)], names)
+    with pytest.raises(ContractError, match="needs a range"):
+        plan(model, statistics, target, Quantize(), chosen={})
+
+
+def test_integers_that_a_plan_gives_are_written_as_they_are(needs_output_pairs: Target, ort_run: MakeRun) -> None:
+    model = joined()
+    whole = planned(model, needs_output_pairs, ort_run)
+    given = np.arange(8, dtype=np.int8).reshape(2, 4, 1, 1)
+    first, *others = whole.weights
+    weights = (msgspec.structs.replace(first, integers=StoredArray.of(given)), *others)
+    graph = apply(model, msgspec.structs.replace(whole, weights=weights)).graph
+    stored = [value.const_value.numpy() for value in graph.initializers.values() if value.const_value is not None]
+    assert any(array.dtype == np.int8 and np.array_equal(array, given) for array in stored)

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from edgewise.compress.histogram import Histogram
 from edgewise.compress.quantize import affine, ranges
 from edgewise.errors import RecipeError
-from edgewise.records.candidate import RangeMethod
+from edgewise.records.candidate import HistogramMethod
 
-METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
+METHODS: tuple[HistogramMethod, ...] = get_args(HistogramMethod)
 Values = npt.NDArray[np.float32]
 
 
@@ -53,7 +53,7 @@ KINDS = ["normal", "relu", "relu6", "negative", "outlier", "skewed", "laplace", 
 @pytest.mark.parametrize("method", METHODS)
 @settings(deadline=None, max_examples=40)
 @given(values=hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e5, 1e5, width=32)))
-def test_every_range_holds_zero_and_lies_within_the_extremes(method: RangeMethod, values: Values) -> None:
+def test_every_range_holds_zero_and_lies_within_the_extremes(method: HistogramMethod, values: Values) -> None:
     histogram, low, high = seen(values)
     chosen_low, chosen_high = ranges.choose(method, histogram, low, high)
     assert min(low, 0) <= chosen_low <= 0 <= chosen_high <= max(high, 0)
@@ -154,13 +154,13 @@ def test_entropy_clips_an_outlier() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_zeros_and_nothing(method: RangeMethod) -> None:
+def test_zeros_and_nothing(method: HistogramMethod) -> None:
     assert ranges.choose(method, *seen(np.zeros(5, np.float32))) == (0, 0)
     assert ranges.choose(method, Histogram(), 0.0, 0.0) == (0, 0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_constant_keeps_its_value(method: RangeMethod) -> None:
+def test_a_constant_keeps_its_value(method: HistogramMethod) -> None:
     low, high = ranges.choose(method, *seen(np.full(9, 4.5, np.float32)))
     assert low == 0
     assert high == pytest.approx(4.5, rel=1e-3)

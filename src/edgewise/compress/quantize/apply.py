@@ -8,6 +8,7 @@ import onnx_ir as ir
 from edgewise.compress.quantize import affine, operators
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight
 from edgewise.errors import ContractError, ModelError
+from edgewise.records.arrays import StoredArray
 from edgewise.records.tensors import Array
 
 _LEAST_OPSET = 13  # the first in which QuantizeLinear has an axis
@@ -54,7 +55,7 @@ class _Writer:
             if node.outputs[0].name:
                 self.nodes[node.outputs[0].name] = node
         self.names = _names(model)
-        self.shared: dict[tuple[str, int | None, tuple[float, ...]], ir.Value] = {}
+        self.shared: dict[tuple[str, int | None, tuple[float, ...], StoredArray | None], ir.Value] = {}
         self.replaced: list[ir.Value] = []
 
     def quantize_tensor(self, tensor: QuantizedTensor) -> None:
@@ -96,7 +97,7 @@ class _Writer:
         """Put integers and a DequantizeLinear in place of the weights and the bias of a node."""
         node = self._node(weight.node)
         value = self._value(weight.name)
-        key = (weight.name, weight.axis, weight.scales)
+        key = (weight.name, weight.axis, weight.scales, weight.integers)
         if key not in self.shared:
             # Weights that several nodes read are stored once; the first reader in the plan is the first in the graph.
             self.shared[key] = self._dequantized_weight(weight, node)
@@ -106,11 +107,13 @@ class _Writer:
             self._quantize_bias(node, weight, weight.bias_slot)
 
     def _dequantized_weight(self, weight: QuantizedWeight, reader: ir.Node) -> ir.Value:
-        values = self._constant(self._value(weight.name))
         scales = np.array(weight.scales if weight.axis is not None else weight.scales[0], np.float32)
-        largest = 2 ** (weight.bits - 1) - 1
-        integers = affine.quantize_array(values, scales, 0, np.int8, axis=weight.axis)
-        return self._dequantize(weight.name, np.clip(integers, -largest, largest), scales, weight.axis, before=reader)
+        if weight.integers is not None:
+            integers = weight.integers.numpy()
+        else:
+            values, largest = self._constant(self._value(weight.name)), 2 ** (weight.bits - 1) - 1
+            integers = np.clip(affine.quantize_array(values, scales, 0, np.int8, axis=weight.axis), -largest, largest)
+        return self._dequantize(weight.name, integers, scales, weight.axis, before=reader)
 
     def _quantize_bias(self, node: ir.Node, weight: QuantizedWeight, slot: int) -> None:
         old = node.inputs[slot] if len(node.inputs) > slot else None

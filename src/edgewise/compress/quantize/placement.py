@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,6 +13,8 @@ from edgewise.compress.quantize.operators import FUSED_ACTIVATIONS, RECURRENT, W
 from edgewise.records.findings import Decline
 
 STAGE = "quantize"
+
+KEPT = "it is kept in float: 8 bits do more damage here than their time is worth"
 
 Edge = tuple[ir.Node, int]
 
@@ -50,8 +52,13 @@ class Placement:
     declines: tuple[Decline, ...]
 
 
-def place(model: ir.Model, target: Target) -> Placement:
+def place(model: ir.Model, target: Target, *, keep: Collection[str] = ()) -> Placement:
     """Return where Q/DQ pairs go so that `target` runs as much as possible with 8-bit kernels.
+
+    Args:
+        model: The model, with inferred types; not changed.
+        target: Where it will run.
+        keep: Nodes that stay float, by `label`.
 
     Nodes with weights are 8-bit wherever they can be. Other operators follow: one is 8-bit where its inputs are
     integers anyway and an 8-bit operator reads what it makes. So residual sums of convolutional networks become 8-bit;
@@ -60,15 +67,16 @@ def place(model: ir.Model, target: Target) -> Placement:
 
     Operators that only move data are not listed among the declines: they cost the same either way.
     """
-    return _Placer(model, target).place()
+    return _Placer(model, target, keep).place()
 
 
 class _Placer:
     """The state of one call of `place`."""
 
-    def __init__(self, model: ir.Model, target: Target) -> None:
+    def __init__(self, model: ir.Model, target: Target, keep: Collection[str]) -> None:
         self.graph = model.graph
         self.target = target
+        self.keep = frozenset(keep)
         self.operands: dict[ir.Node, Weighted] = {}
         self.chosen: dict[ir.Node, None] = {}  # a set that keeps graph order
         self.reasons: dict[ir.Node, str] = {}
@@ -93,7 +101,9 @@ class _Placer:
 
     def _consider(self, node: ir.Node) -> None:
         """Choose `node` for now, or note why not."""
-        if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+        if label(node) in self.keep:
+            self.reasons[node] = KEPT
+        elif any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
             self.reasons[node] = "it has subgraphs, which stay float"
         elif not operators.is_standard(node):
             return

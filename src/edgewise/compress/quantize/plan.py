@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import onnx_ir as ir
+from msgspec.structs import replace
 
 from edgewise.analysis.target import Target
 from edgewise.compress.quantize import affine, operators, ranges
 from edgewise.compress.quantize.bias import weight_error_shift
 from edgewise.compress.quantize.operators import Weighted
 from edgewise.compress.quantize.placement import Placement, Site, label, place
+from edgewise.compress.quantize.ranges import Range
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.statistics import Statistics, TensorStatistics
 from edgewise.errors import ContractError
-from edgewise.records.candidate import Quantize, RangeMethod
+from edgewise.records.arrays import StoredArray
+from edgewise.records.candidate import HistogramMethod, Quantize, RangeMethod
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Array
@@ -64,6 +67,7 @@ class QuantizedWeight(Record, frozen=True, kw_only=True):
         axis: Axis of the output channels in the weights, or None for one scale.
         bits: Width of the integers; they are stored as int8.
         scales: One scale for each channel, or a single one.
+        integers: The integers where they were chosen one by one, int8, shape of the weights; None for the nearest ones.
         activation: The tensor with which the weights are multiplied.
         bias_slot: Input index of the bias, or None where the node has none and gets none.
         bias_shift: Added to each channel's bias to undo the mean error that rounding the weights makes; empty for none.
@@ -75,6 +79,7 @@ class QuantizedWeight(Record, frozen=True, kw_only=True):
     axis: int | None
     bits: int
     scales: tuple[float, ...]
+    integers: StoredArray | None = None
     activation: str
     bias_slot: int | None
     bias_shift: tuple[float, ...] = ()
@@ -113,14 +118,24 @@ def observed_tensors(model: ir.Model, target: Target) -> dict[str, int | None]:
     return names
 
 
-def plan(model: ir.Model, statistics: Statistics, target: Target, step: Quantize) -> Plan:
-    """Decide how `model` is quantized.
+def plan(
+    model: ir.Model,
+    statistics: Statistics,
+    target: Target,
+    step: Quantize,
+    *,
+    chosen: Mapping[str, Range] | None = None,
+    keep: Collection[str] = (),
+) -> Plan:
+    """Decide how `model` is quantized, each weight to the nearest integer.
 
     Args:
         model: The model, with inferred types; not changed.
         statistics: Of `observed_tensors(model, target)`.
         target: Where the model will run.
         step: What was asked for.
+        chosen: The range of every tensor by name; None chooses each from its own histogram by `step.ranges`.
+        keep: Nodes that stay float, by `placement.label`.
 
     Returns:
         The plan. It has no tensors where nothing can be quantized; the declines say why.
@@ -130,16 +145,20 @@ def plan(model: ir.Model, statistics: Statistics, target: Target, step: Quantize
         ContractError: If a tensor's statistics are missing.
     """
     scheme = Scheme.parse(step.scheme)
-    placement = place(model, target)
-    seen = _statistics(placement, statistics)
-    tensors = tuple(_tensor(site, seen[_name(site.value)], target, step.ranges) for site in placement.sites)
+    placement = place(model, target, keep=keep)
+    if chosen is None:
+        if step.ranges == "output":
+            raise ContractError("Ranges by the error at the output are chosen before a plan is made (`choose_ranges`).")
+        method = step.ranges
+        chosen = {name: seen.range(method) for name, seen in _statistics(placement, statistics).items()}
+    tensors = tuple(_tensor(site, chosen, target) for site in placement.sites)
     scales = {tensor.name: tensor.scale for tensor in tensors}
     bits = min(scheme.weight_bits, target.exact_product_bits)
     weights = tuple(
         _weight(node, operands, bits=bits, scales=scales, statistics=statistics)
         for node, operands in placement.weighted
     )
-    chosen = {node for node, _ in placement.weighted} | set(placement.others)
+    integer = {node for node, _ in placement.weighted} | set(placement.others)
     return Plan(
         scheme=str(scheme),
         ranges=step.ranges,
@@ -147,7 +166,30 @@ def plan(model: ir.Model, statistics: Statistics, target: Target, step: Quantize
         activation_type=target.activation_type,
         tensors=tensors,
         weights=weights,
-        nodes=tuple(label(node) for node in model.graph if node in chosen),
+        nodes=tuple(label(node) for node in model.graph if node in integer),
+        declines=placement.declines,
+    )
+
+
+def keep_float(model: ir.Model, whole: Plan, target: Target, keep: Collection[str]) -> Plan:
+    """Return `whole` without the nodes `keep`, which stay float; what remains keeps its scales and integers.
+
+    Args:
+        model: The model for which `whole` was made.
+        whole: A plan.
+        target: The target for which it was made.
+        keep: Nodes, by `placement.label`; those that `whole` does not quantize are of no effect.
+    """
+    placement = place(model, target, keep=keep)
+    scales = {tensor.name: tensor for tensor in whole.tensors}
+    sites = {_name(site.value): site for site in placement.sites}
+    weighted = {_name(node.outputs[0]) for node, _ in placement.weighted}
+    integer = {node for node, _ in placement.weighted} | set(placement.others)
+    return replace(
+        whole,
+        tensors=tuple(replace(scales[name], readers=_readers(site)) for name, site in sites.items()),
+        weights=tuple(weight for weight in whole.weights if weight.node in weighted),
+        nodes=tuple(label(node) for node in model.graph if node in integer),
         declines=placement.declines,
     )
 
@@ -158,7 +200,7 @@ class _Seen:
 
     parts: tuple[TensorStatistics, ...]
 
-    def range(self, method: RangeMethod) -> tuple[float, float]:
+    def range(self, method: HistogramMethod) -> tuple[float, float]:
         parts = [part for part in self.parts if part.count]
         if not parts:
             return 0.0, 0.0
@@ -181,13 +223,18 @@ def _statistics(placement: Placement, statistics: Statistics) -> Mapping[str, _S
     }
 
 
-def _tensor(site: Site, seen: _Seen, target: Target, method: RangeMethod) -> QuantizedTensor:
-    low, high = seen.range(method)
+def _tensor(site: Site, chosen: Mapping[str, Range], target: Target) -> QuantizedTensor:
+    if _name(site.value) not in chosen:
+        raise ContractError(f"Every tensor that becomes 8-bit needs a range, but `{_name(site.value)}` has none.")
+    low, high = chosen[_name(site.value)]
     scale, zero_point = affine.parameters(low, high, target.activation_type)
-    readers = None
-    if site.readers is not None:
-        readers = tuple(Reader(node=_name(node.outputs[0]), slot=slot) for node, slot in site.readers)
-    return QuantizedTensor(name=_name(site.value), scale=scale, zero_point=zero_point, readers=readers)
+    return QuantizedTensor(name=_name(site.value), scale=scale, zero_point=zero_point, readers=_readers(site))
+
+
+def _readers(site: Site) -> tuple[Reader, ...] | None:
+    if site.readers is None:
+        return None
+    return tuple(Reader(node=_name(node.outputs[0]), slot=slot) for node, slot in site.readers)
 
 
 def _weight(

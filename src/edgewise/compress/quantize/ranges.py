@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edgewise.compress.histogram import Histogram
 from edgewise.errors import RecipeError
-from edgewise.records.candidate import RangeMethod
+from edgewise.records.candidate import HistogramMethod
 
 Range: TypeAlias = tuple[float, float]
 
@@ -30,11 +30,11 @@ cuts into the values that matter, and 99.999 % differs little from `min_max` wit
 _CANDIDATES: Final = 128
 
 
-def choose(method: RangeMethod, histogram: Histogram, low: float, high: float) -> Range:
+def choose(method: HistogramMethod, histogram: Histogram, low: float, high: float) -> Range:
     """Return the range that `method` chooses.
 
     Args:
-        method: One of `RangeMethod`.
+        method: One of `HistogramMethod`.
         histogram: Counts of (a share of) the values.
         low: Exact smallest value.
         high: Exact largest value.
@@ -47,7 +47,7 @@ def choose(method: RangeMethod, histogram: Histogram, low: float, high: float) -
     """
     if method not in _METHODS:
         raise RecipeError(
-            f"A range method has to be one of {', '.join(f'`{name}`' for name in get_args(RangeMethod))}. "
+            f"A range method has to be one of {', '.join(f'`{name}`' for name in get_args(HistogramMethod))}. "
             f"Received `{method}`."
         )
     low, high = min(low, 0.0), max(high, 0.0)
