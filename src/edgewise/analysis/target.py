@@ -13,8 +13,8 @@ class Target:
     Attributes:
         backend: Name of the backend.
         activation_type: Element type of quantized activations that the fast kernels take.
-        exact_product_bits: Weight bits up to which 8-bit products are summed without saturation: 8 where the
-            processor has a dot-product instruction, 7 where pairs of products saturate in 16 bits.
+        exact_product_bits: Weight bits up to which 8-bit products are summed without saturation: 8, or 7 where pairs
+            of products saturate in 16 bits. The backend finds out by running (`backends/saturation.py`).
         quantized_operators: Operators that have an 8-bit kernel. For each of them Q/DQ pairs go on every input,
             and on the output where the output is read by another of them.
         same_range_operators: Operators whose 8-bit kernel needs the output to have the range of its inputs.
@@ -22,6 +22,7 @@ class Target:
         width_steps: Channel counts are fast at multiples of this number.
         float_output_operators: Operators of `quantized_operators` whose 8-bit kernel can also give float32. The output
             of any other gets a Q/DQ pair even where only float operators read it: without, its kernel would be float.
+        exact_product_source: How `exact_product_bits` is known: `measured`, or why it was not.
     """
 
     backend: str
@@ -32,3 +33,4 @@ class Target:
     float_types: tuple[str, ...]
     width_steps: int
     float_output_operators: frozenset[str] = frozenset()
+    exact_product_source: str = ""

@@ -41,7 +41,7 @@ class OpenVinoBackend:
         """Return what oneDNN, OpenVINO's kernel library, does on this processor."""
         from edgewise.backends.openvino.target import describe
 
-        return describe(self.precisions())
+        return describe(self)
 
     def precisions(self) -> tuple[str, ...]:
         """Return `fp32`, and `bf16` where the processor multiplies it in hardware.

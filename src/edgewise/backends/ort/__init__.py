@@ -41,7 +41,7 @@ class OrtBackend:
         """Return what MLAS, ONNX Runtime's kernel library, does on this processor."""
         from edgewise.backends.ort.target import describe
 
-        return describe()
+        return describe(self)
 
     def precisions(self) -> tuple[str, ...]:
         """Return `fp32`: the CPU provider has no bfloat16 kernels for most operators."""

@@ -7,7 +7,7 @@ Every option that changes numbers or threads is set by name, also where it is th
 - `session.qdq_matmulnbits_accuracy_level` 1 is float32 activations. The default (4) silently rounds the activations of
   weight-only MatMuls to 8 bits (error .10 instead of .0009, docs/adr).
 - `session.x64quantprecision` 0 is the fast 8-bit kernel, which saturates on x86 without VNNI; plans know
-  (`Target.exact_product_bits`).
+  (`Target.exact_product_bits`), and use 7-bit weights there (docs/adr/0010-saturation-is-measured.md).
 """
 
 from __future__ import annotations

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edgewise.analysis.target import Target
-from edgewise.backends.processor import exact_product_bits, features, is_x86
+from edgewise.backends.processor import is_x86
+from edgewise.backends.saturation import ActivationType, exactness
+
+if TYPE_CHECKING:
+    from edgewise.backends.protocol import Backend
 
 MOVES: Final = frozenset(
     {
@@ -31,13 +35,16 @@ GIVES_FLOAT: Final = frozenset({"Gemm", "MatMul"})
 QUANTIZED: Final = GIVES_FLOAT | MOVES | {"Conv", "Add", "AveragePool", "GlobalAveragePool", "Concat"}
 
 
-def describe() -> Target:
-    """Return the target."""
+def describe(backend: Backend) -> Target:
+    """Return the target; `backend` runs the probe that finds out where sums saturate."""
     x86 = is_x86()
+    activation_type: ActivationType = "uint8" if x86 else "int8"
+    exact = exactness(backend, activation_type)
     return Target(
         backend="ort",
-        activation_type="uint8" if x86 else "int8",
-        exact_product_bits=exact_product_bits(features(), x86=x86),
+        activation_type=activation_type,
+        exact_product_bits=exact.bits,
+        exact_product_source=exact.source,
         quantized_operators=QUANTIZED,
         same_range_operators=MOVES | {"Concat"},
         float_types=("float32",),
