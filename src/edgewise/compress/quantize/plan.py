@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from msgspec.structs import replace
 
@@ -247,7 +248,7 @@ def _weight(
     chosen = affine.least_squares_scales(weight, axis=operands.axis, bits=bits)
     bias = operators.constant(operators.bias_of(node, operands))
     if bias is not None:
-        chosen = _wide_enough(chosen, bias, scales[activation])
+        chosen = np.maximum(chosen, smallest_scales(bias, scales[activation], per_channel=operands.axis is not None))
     means = statistics.tensors[activation].channel_means
     shift = None
     if operands.bias is not None and means is not None:
@@ -265,13 +266,22 @@ def _weight(
     )
 
 
-def _wide_enough(scales: Array, bias: Array, activation_scale: float) -> Array:
-    """Return `scales`, raised where the bias would not fit into int32 with the product of both scales."""
+def smallest_scales(bias: Array, activation_scale: float, *, per_channel: bool) -> npt.NDArray[np.float32]:
+    """Return the smallest scales of weights with which the bias, in steps of both scales' product, fits into int32.
+
+    Args:
+        bias: The bias, one number for each output channel.
+        activation_scale: Scale of the activation, > 0.
+        per_channel: Whether the weights have one scale for each output channel.
+
+    Returns:
+        Shape `[M]`, or `[]` for a single scale.
+    """
     magnitude = np.abs(bias.reshape(-1).astype(np.float64))
-    if scales.ndim == 0:
+    if not per_channel:
         magnitude = magnitude.max(initial=0.0)
-    least = magnitude / (activation_scale * _LARGEST_BIAS)
-    return np.maximum(scales, least.astype(np.float32))
+    least: npt.NDArray[np.float32] = np.asarray(magnitude / (activation_scale * _LARGEST_BIAS), np.float32)
+    return least
 
 
 def _name(value: ir.Value | None) -> str:
