@@ -33,7 +33,8 @@ MOVERS: Final = frozenset(
 """Operators that only move values: on integers they add no error of their own, and follow what reads them."""
 
 MATCHING_STEPS: Final = 2.0
-"""Root mean square, in steps of the integers, by which rounded weights may differ from their floating-point ones.
+"""Root mean square, in steps of the integers, by which rounded weights may differ from their floating-point ones, those
+at the ends left out.
 
 Rounding to nearest makes 0.29, second-order rounding about 0.5 (empirical), weights of another scale, such as those
 before a batch normalization was folded, many.
@@ -82,12 +83,12 @@ def restored(model: ir.Model, nodes: Collection[str], *, reference: ir.Model | N
 
 def matched(model: ir.Model, reference: ir.Model) -> tuple[str, ...]:
     """Return the nodes with integer weights whose weights before rounding are found in `reference`, by `label`."""
-    originals = _Originals(reference)
+    originals = Originals(reference)
     return tuple(
         label(node)
         for node in model.graph
         if _works_on_integers(node)
-        and any(_integers(value) is not None for value in node.inputs)
+        and any(integers_of(value) is not None for value in node.inputs)
         and originals.of(node) is not None
     )
 
@@ -132,7 +133,7 @@ class _Restorer:
 
     def __init__(self, model: ir.Model, reference: ir.Model | None) -> None:
         self.graph = model.graph
-        self.originals = None if reference is None else _Originals(reference)
+        self.originals = None if reference is None else Originals(reference)
         self.working = [node for node in model.graph if _works_on_integers(node)]
         self.names = {value.name for graph in model.graphs() for value in graph.initializers.values()}
         for graph in model.graphs():
@@ -235,7 +236,7 @@ class _Restorer:
             if originals is not None and slot in originals:
                 original = originals[slot]
                 node.replace_input_with(slot, None if original is None else self._float(original, value))
-            elif (integers := _integers(value)) is not None and (values := dequantized(integers)) is not None:
+            elif (integers := integers_of(value)) is not None and (values := dequantized(integers)) is not None:
                 node.replace_input_with(slot, self._float(ir.tensor(values), value))
 
     def _float(self, tensor: ir.TensorProtocol, old: ir.Value | None) -> ir.Value:
@@ -259,8 +260,12 @@ class _Restorer:
         return candidate
 
 
-class _Originals:
-    """The weights of a model before it was quantized."""
+class Originals:
+    """The weights of a model before it was quantized.
+
+    Args:
+        reference: That model.
+    """
 
     def __init__(self, reference: ir.Model) -> None:
         self.nodes = {label(node): node for node in reference.graph}
@@ -280,7 +285,7 @@ class _Originals:
         twin = self.twin(node)
         weighty = False
         for slot, value in enumerate(node.inputs):
-            integers = _integers(value)
+            integers = integers_of(value)
             if integers is None and operators.constant(value) is None:
                 continue
             original = self._constant(twin, slot, integers)
@@ -325,12 +330,17 @@ def _is_left_out(node: ir.Node, slot: int) -> bool:
 def _fits(original: Array, integers: ir.Node) -> bool:
     """Return whether rounding may have made what `integers` gives of `original`."""
     values, scale = dequantized(integers), operators.constant(integers.inputs[1])
-    if values is None or scale is None or original.dtype != values.dtype or original.shape != values.shape:
+    stored = operators.constant(integers.inputs[0])
+    if values is None or scale is None or stored is None:
+        return False
+    if original.dtype != values.dtype or original.shape != values.shape:
         return False
     if _is_wide(integers):
         return True  # a bias: its steps are tiny, and what it was shifted by is not
     steps = (original.astype(np.float64) - values) / along(integers, scale, values.shape)
-    return bool(np.sqrt(np.mean(np.square(steps))) <= MATCHING_STEPS) if steps.size else True
+    magnitudes = np.abs(stored.astype(np.int64))
+    inside = steps[magnitudes < magnitudes.max(initial=0)]  # at the ends there is clipping, which may take any away
+    return not inside.size or bool(np.sqrt(np.mean(np.square(inside))) <= MATCHING_STEPS)
 
 
 def _is_wide(integers: ir.Node) -> bool:
@@ -359,13 +369,13 @@ def _only_moves(node: ir.Node) -> bool:
 
 def _has_integer_values(value: ir.Value) -> bool:
     """Return whether `value` is a constant that is stored as integers, or rounded to them first."""
-    if _integers(value) is not None:
+    if integers_of(value) is not None:
         return True
     pair = pair_in_front(value)
     return pair is not None and operators.constant(pair[0].inputs[0]) is not None
 
 
-def _integers(value: ir.Value | None) -> ir.Node | None:
+def integers_of(value: ir.Value | None) -> ir.Node | None:
     """Return the DequantizeLinear of stored integers that makes `value`."""
     node = _made_by(value, "DequantizeLinear")
     return node if node is not None and operators.constant(node.inputs[0]) is not None else None
