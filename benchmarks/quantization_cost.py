@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -61,9 +61,8 @@ def speed(zoo: Path, names: Sequence[str] | None, *, command: str, left_out: lis
             print(f"{name}: speed in {backend} ...", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="edgewise-speed-") as folder:
                 made = _candidates(subject, samples, backend, Path(folder), left_out)
-                if ours(backend) in made:
-                    latencies = _in_turns(made, feeds, Path(folder), left_out)
-                    rows += speed_rows(name, ours(backend), latencies, f"{command} --only {name}")
+                latencies = _in_turns(made, feeds, Path(folder), left_out)
+                rows += speed_rows(f"{name} in {backend}", ours(backend), latencies, f"{command} --only {name}")
     return rows
 
 
@@ -71,18 +70,26 @@ def _candidates(
     subject: Subject, samples: Sequence[Feeds], backend: str, folder: Path, left_out: list[str]
 ) -> dict[str, Artifact]:
     """Return the int8 models that this backend can run, by the tool's name."""
-    made = {}
     static = OnnxRuntimeStatic()
-    try:
-        made[ours(backend)] = artifact_of(subject, samples, backend)
-        made[static.name] = rival_artifact(static, subject, samples, folder)
-        if backend == "openvino":
-            # The same file of Q and DQ nodes, compiled by the other backend.
-            graph = load(folder / static.file_name)
-            made[static.name] = registry.get(backend).compile(graph, RunOptions())
-            made[Nncf.name] = rival_artifact(Nncf(), subject, samples, folder)
-    except (ToolError, EdgewiseError) as error:
-        left_out.append(f"{subject.name}: speed in {backend}: {error}")
+
+    def static_here() -> Artifact:
+        artifact = rival_artifact(static, subject, samples, folder)
+        if backend == artifact.spec.backend:
+            return artifact
+        return registry.get(backend).compile(load(folder / static.file_name), RunOptions())
+
+    makers: dict[str, Callable[[], Artifact]] = {
+        ours(backend): lambda: artifact_of(subject, samples, backend),
+        static.name: static_here,
+    }
+    if backend == "openvino":
+        makers[Nncf.name] = lambda: rival_artifact(Nncf(), subject, samples, folder)
+    made = {}
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except (ToolError, EdgewiseError) as error:
+            left_out.append(f"{subject.name}: speed in {backend}: {error}")
     return made
 
 
@@ -103,43 +110,35 @@ def _in_turns(
     return found
 
 
-def speed_rows(name: str, tool: str, latencies: Mapping[str, Latency], command: str) -> list[Row]:
+def speed_rows(where: str, tool: str, latencies: Mapping[str, Latency], command: str) -> list[Row]:
     """Return the latency of each tool, and that of `tool` beside the fastest other.
 
     Args:
-        name: The model.
+        where: The model and the backend that runs all of them.
         tool: The one that must not be slower.
         latencies: From the same rounds.
         command: The command that measures it again.
     """
     if tool not in latencies:
-        return [Row(f"{name}: {tool} fails", 1, "failures", "0", False, 1, command)]
+        return [Row(f"{where}: {tool} fails", 1, "failures", "0", False, 1, command)]
     rows = [
-        Row(
-            f"{name}: latency beside {tool}, {other}",
-            latency.median_us / 1e3,
-            "ms",
-            "none",
-            True,
-            latency.runs,
-            command,
-        )
+        Row(f"{where}: latency, {other}", latency.median_us / 1e3, "ms", "none", True, latency.runs, command)
         for other, latency in latencies.items()
     ]
     rivals = [other for other in latencies if other != tool]
     if rivals:
         best = min(rivals, key=lambda other: latencies[other].median_us)
         gain = ratio(latencies[best], latencies[tool])
-        ask = f">= 1, or an interval that reaches it ({gain.low:.2f} to {gain.high:.2f})"
-        rows.append(Row(f"{name}: {tool} against {best}", gain.value, "x", ask, gain.high >= 1, gain.rounds, command))
+        ask = f">= 1, or an interval that reaches it ({gain.low:.3f} to {gain.high:.3f})"
+        rows.append(Row(f"{where}: {tool} against {best}", gain.value, "x", ask, gain.high >= 1, gain.rounds, command))
     return rows
 
 
 def cost(zoo: Path, names: Sequence[str] | None, *, command: str, left_out: list[str]) -> list[Row]:
     """Return the time and the memory that quantization takes in a process of its own."""
-    rows: list[Row] = []
     if names is not None and COSTLY not in names:
-        return rows
+        return []
+    rows: list[Row] = []
     for backend in ready_backends():
         print(f"{COSTLY}: cost for {backend} ...", file=sys.stderr, flush=True)
         code = [sys.executable, str(Path(__file__).resolve()), str(zoo), backend]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -52,7 +53,9 @@ def measure(zoo: Path, name: str, seed: int) -> Measured:
     subject = open_subject(zoo, name)
     samples, indices = subject.split(seed)
     found = Measured(indices)
+    began = time.monotonic()
     for tool, answers in _quantized(subject, samples, indices):
+        print(f"{name}, seed {seed}: {tool} after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         if isinstance(answers, ToolError):
             found.failed.append(f"{name}, seed {seed}, {answers}")
         else:
