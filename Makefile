@@ -55,6 +55,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/in_turns.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/certificate.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
+	$(BIN)/python benchmarks/quantization.py --zoo $(ZOO)
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
