@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -47,8 +50,70 @@ def test_another_instruction_set_is_said(written: Written) -> None:
     other = msgspec.structs.replace(written[1].machine, isa=("avx2", "avx512_vnni"), cpu="another processor")
     result = verify(Bundle.load(written[0]), machine=other)
     assert not result.same_isa
+    assert result.proof == "unknown"
     assert (result.proven_on, result.here) == ("a processor", "another processor")
     assert result.passed
+
+
+NO_BITS: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("product_bits", "proven", "here", "same_isa", "proof"),
+    [
+        # The flags alone, as before anything was measured.
+        (None, NO_BITS, NO_BITS, True, "same instructions"),
+        (8, NO_BITS, NO_BITS, False, "unknown"),
+        # The same flags, but settings or an emulator take instructions away.
+        (8, {"fake": 8}, {"fake": 8}, True, "same instructions"),
+        (8, {"fake": 8}, {"fake": 7}, True, "saturates"),
+        (8, NO_BITS, {"fake": 7}, True, "saturates"),
+        (8, {"fake": 8}, NO_BITS, True, "same instructions"),
+        # Narrow weights, or none, are exact everywhere.
+        (7, {"fake": 8}, {"fake": 7}, False, "same sums"),
+        (4, {"fake": 7}, {"fake": 8}, False, "same sums"),
+        (0, NO_BITS, NO_BITS, False, "same sums"),
+        (8, {"fake": 8}, {"fake": 8}, False, "same sums"),
+        (8, {"fake": 8}, {"other": 8}, False, "unknown"),
+        (None, {"fake": 8}, {"fake": 8}, False, "unknown"),
+        # An 8-bit model that was measured where it saturates: it still does, or no longer.
+        (8, {"fake": 7}, {"fake": 7}, True, "same instructions"),
+        (8, {"fake": 7}, {"fake": 7}, False, "unknown"),
+        (8, {"fake": 7}, {"fake": 8}, False, "unknown"),
+        (8, {"fake": 7}, {"fake": 8}, True, "unknown"),
+    ],
+)
+def test_whether_the_proof_carries_over(
+    *,
+    tmp_path: Path,
+    contract: Contract,
+    make_rung: Callable[..., NewRung],
+    fake_backend: object,
+    feeds: list[Feeds],
+    product_bits: int | None,
+    proven: dict[str, int],
+    here: dict[str, int],
+    same_isa: bool,
+    proof: str,
+) -> None:
+    del fake_backend
+    there = msgspec.structs.replace(contract.machine, exact_product_bits=proven)
+    rungs = [replace(make_rung(), product_bits=0), replace(make_rung("2.01", int8=True), product_bits=product_bits)]
+    write(tmp_path, rungs, default=1, contract=replace(contract, machine=there), vectors=feeds)
+    machine = msgspec.structs.replace(there, exact_product_bits=here, isa=there.isa if same_isa else ("avx512_vnni",))
+    result = verify(Bundle.load(tmp_path), machine=machine)
+    assert (result.same_isa, result.proof, result.exact_product_bits) == (same_isa, proof, here)
+    assert [check.saturates for check in result.rungs] == [False, proof == "saturates"]
+    assert result.passed  # the vectors are another question
+    assert decode(encode(result), Verification) == result
+
+
+def test_what_an_earlier_edgewise_wrote_says_nothing_about_its_weights(written: Written) -> None:
+    manifest = json.loads(encode(written[1]))
+    del manifest["machine"]["exact_product_bits"]
+    for rung in manifest["ladder"]:
+        del rung["product_bits"]
+    assert decode(json.dumps(manifest), Manifest) == written[1]
 
 
 def test_rounding_is_within_tolerance_and_more_is_not(written: Written, fake_backend: object) -> None:

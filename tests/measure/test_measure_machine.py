@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import sys
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+from edgewise.analysis.target import Target
+from edgewise.backends import registry
 from edgewise.measure import machine
 from edgewise.measure.machine import CpuTimes, choose_cores, cpu_times, describe, interference
 from edgewise.records.codec import decode, encode
@@ -160,3 +164,18 @@ def test_no_readings_are_no_interference(tmp_path: Path) -> None:
     assert interference(None, times) is None
     assert interference(times, None) is None
     assert interference(times, times) is None
+
+
+def test_exact_sums_are_measured_of_the_backends_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert describe().exact_product_bits == {}
+    found = describe(backends=("ort", "reference", "no such backend"))
+    assert found.exact_product_bits == {"ort": registry.get("ort").target().exact_product_bits}
+    assert found.fingerprint != describe().fingerprint
+    narrow = msgspec.structs.replace(found, exact_product_bits={"ort": 7})
+    assert (narrow.fingerprint != found.fingerprint) == (found.exact_product_bits != {"ort": 7})
+
+    def by_flags(_backend: object) -> Target:
+        return dataclasses.replace(registry.get("reference").target(), exact_product_source="by the flags")
+
+    monkeypatch.setattr(type(registry.get("ort")), "target", by_flags)
+    assert describe(backends=("ort",)).exact_product_bits == {}

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ActivationType = Literal["uint8", "int8"]
 
+MEASURED: Final = "measured"
+"""How `Target.exact_product_bits` is known where it was found out by running."""
+
 WIDTHS: Final = (8, 7)
 """Weight bits that are tried, the widest first. No pair of products with 7-bit weights leaves 16 bits."""
 
@@ -103,7 +106,7 @@ class Exactness:
     @property
     def source(self) -> str:
         """How `bits` is known, in words."""
-        return "measured" if self.measured else f"by the processor's flags: {self.reason}"
+        return MEASURED if self.measured else f"by the processor's flags: {self.reason}"
 
 
 _FOUND: Final[dict[tuple[str, str], Exactness]] = {}

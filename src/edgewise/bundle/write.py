@@ -25,7 +25,7 @@ from edgewise.bundle.manifest import MANIFEST_FILE, MODELS_FOLDER, LadderRung, M
 from edgewise.bundle.vectors import Vectors, expected_outputs, tolerances
 from edgewise.errors import ContractError, OutputError
 from edgewise.records.candidate import Candidate
-from edgewise.records.certificate import Certificate
+from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.machine import Machine
 from edgewise.records.tensors import Array, Feeds
 from edgewise.samples.preprocessing import Preprocessing
@@ -43,6 +43,8 @@ class NewRung:
         certificate: What was proven of it; None for the untouched model.
         certified: Whether it is within the bound asked for.
         timing: How fast it was, or None.
+        product_bits: See `LadderRung`.
+        check: See `LadderRung`.
     """
 
     candidate: Candidate
@@ -50,6 +52,8 @@ class NewRung:
     certificate: Certificate | None
     certified: bool
     timing: Timing | None
+    product_bits: int | None = None
+    check: SyntheticCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,8 @@ def _describe(
                 certified=new.certified,
                 timing=new.timing,
                 tolerance=tolerance,
+                product_bits=new.product_bits,
+                check=new.check,
             )
         )
     inputs: tuple[dict[str, Array], ...] = tuple(dict(feed) for feed in feeds)

@@ -25,9 +25,18 @@ def bundle() -> None:
 @click.argument("path", metavar="BUNDLE", type=Path, help="Directory that `edgewise optimize` wrote.")
 @json_option
 def verify(path: Path, *, json: bool) -> None:
-    """Check every file's hash and replay the test vectors on this machine."""
-    verification = run_verify(Bundle.load(path), machine=describe())
+    """Check every hash, replay the test vectors, and say whether the proof holds here."""
+    found = Bundle.load(path)
+    machine = describe(backends={rung.artifact.backend for rung in found.manifest.ladder})
+    verification = run_verify(found, machine=machine)
     click.echo(indent(encode(verification)).decode() if json else render(verification))
+    default = verification.rungs[found.manifest.default]
+    if default.saturates:
+        raise BundleError(
+            f"The accuracy of `{default.rung}`, the default of this bundle, was proven where 8-bit sums are exact "
+            f"({verification.proven_on}), but on this machine they saturate: the proof does not carry over.",
+            hint="Make the bundle here with `edgewise optimize`, which takes 7-bit weights on such a machine.",
+        )
     if not verification.passed:
         raise BundleError(
             "A rung of this bundle does not answer here as it did where it was made.",
@@ -39,11 +48,35 @@ def render(verification: Verification) -> str:
     """Return the verification as text."""
     rows = [(check.rung, check.status, check.reason) for check in verification.rungs]
     lines = [table(("rung", "status", "remark"), rows), ""]
-    if verification.same_isa:
-        lines.append("This processor has the instructions on which the accuracy was proven.")
-    else:
-        lines.append(
-            f"The accuracy was proven on {verification.proven_on}, which has other instructions than this processor "
-            f"({verification.here}): the certificate does not carry over. Run `edgewise eval` here."
-        )
+    lines.append(_proof(verification))
     return "\n".join(lines)
+
+
+def _proof(verification: Verification) -> str:
+    """Return whether the certificates carry over, in words."""
+    here, there = verification.here, verification.proven_on
+    if verification.synthetic:
+        return (
+            "Nothing was certified: this bundle was made without samples. Its rungs were compared with the untouched "
+            f"model on synthetic ones, on {there}."
+        )
+    if verification.proof == "same instructions":
+        measured = "" if verification.exact_product_bits else " Its 8-bit sums could not be measured here."
+        return f"This processor has the instructions on which the accuracy was proven.{measured}"
+    if verification.proof == "same sums":
+        return (
+            f"The accuracy was proven on {there}, which has other instructions than this processor ({here}), but 8-bit "
+            f"sums are exact on both, as measured: the certificate carries over up to rounding."
+        )
+    if verification.proof == "saturates":
+        exact = ", ".join(f"{bits} bits in {name}" for name, bits in verification.exact_product_bits.items())
+        rungs = ", ".join(f"`{check.rung}`" for check in verification.rungs if check.saturates)
+        return (
+            f"The accuracy was proven on {there}, where 8-bit sums are exact. Here ({here}) they are exact only for "
+            f"weights of up to {exact}, as measured, and saturate beyond: the certificate of {rungs} does not carry "
+            f"over."
+        )
+    return (
+        f"The accuracy was proven on {there}, which has other instructions than this processor ({here}), and whether "
+        f"8-bit sums are the same on both is not known: the certificate does not carry over. Run `edgewise eval` here."
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
+from edgewise.backends.saturation import MEASURED
 from edgewise.cli.command import command, json_option
 from edgewise.cli.tables import table
-from edgewise.pipeline.doctor import Diagnosis, diagnose
+from edgewise.pipeline.doctor import BackendHealth, Diagnosis, diagnose
 from edgewise.records.codec import encode, indent
 
 
@@ -39,10 +40,18 @@ def render(diagnosis: Diagnosis) -> str:
             health.state,
             f"{health.says} {health.version}".strip(),
             " ".join(health.precisions) or "-",
-            str(health.exact_product_bits or "-"),
+            _exact(health),
             health.cure,
         )
         for health in diagnosis.backends
     ]
     headings = ("backend", "state", "runtime", "precisions", "exact weight bits", "cure")
     return f"{table((), facts)}\n\n{table(headings, backends)}"
+
+
+def _exact(health: BackendHealth) -> str:
+    """Return how wide weights may be, and how that is known where it was not measured."""
+    if not health.exact_product_bits:
+        return "-"
+    known = health.exact_product_source
+    return f"{health.exact_product_bits}" if known in {"", MEASURED} else f"{health.exact_product_bits} ({known})"

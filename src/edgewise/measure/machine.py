@@ -7,12 +7,16 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from edgewise.backends import registry
+from edgewise.backends.saturation import MEASURED
+from edgewise.errors import EdgewiseError
 from edgewise.records.machine import Machine
 
 PACKAGES: Final = ("edgewise", "numpy", "msgspec", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "openvino", "scipy")
@@ -46,10 +50,11 @@ _NUMPY_NAMES: Final = {
 }
 
 
-def describe(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -> Machine:
+def describe(*, backends: Iterable[str] = (), proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -> Machine:
     """Return this machine. What an operating system does not tell is left out, never guessed.
 
     Args:
+        backends: Those whose kernels are measured for exact 8-bit sums; that takes tenths of a second, once a process.
         proc: Where the process file system is mounted; absent on macOS and Windows.
         sysfs: Where the system's device tree is mounted.
     """
@@ -65,6 +70,7 @@ def describe(*, proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -> Machi
         load=_load(),
         python=platform.python_version(),
         packages=_versions(),
+        exact_product_bits=_exact_product_bits(backends),
     )
 
 
@@ -194,6 +200,19 @@ def _flags_from_numpy() -> frozenset[str]:
         return frozenset()
     names = (name.lower() for name, present in features.items() if present)
     return frozenset(_NUMPY_NAMES.get(name, name) for name in names) & ISA_FLAGS
+
+
+def _exact_product_bits(backends: Iterable[str]) -> dict[str, int]:
+    """Return what was measured of each backend; one that is missing or cannot be measured is left out."""
+    found = {}
+    for name in sorted(set(backends)):
+        try:
+            target = registry.get(name).target()
+        except (EdgewiseError, ImportError, OSError):
+            continue  # whoever runs it meets the error
+        if target.exact_product_source == MEASURED:
+            found[name] = target.exact_product_bits
+    return found
 
 
 def _load() -> float | None:

@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from edgewise.analysis.integers import product_bits
 from edgewise.analysis.target import Target
 from edgewise.backends import registry
 from edgewise.backends.protocol import Artifact, ArtifactSpec, Session
@@ -47,12 +48,14 @@ class Build(Record, frozen=True, kw_only=True):
         size_bytes: Bytes of the artifact.
         declines: What a step or the backend could not do, node by node.
         failure: Why there is no artifact; empty where there is one.
+        product_bits: See `analysis.integers`.
     """
 
     spec: ArtifactSpec | None
     size_bytes: int
     declines: tuple[Decline, ...]
     failure: str
+    product_bits: int | None = None
 
 
 @dataclass
@@ -203,7 +206,13 @@ class Workshop:
         except (BackendError, ModelError, RecipeError, ContractError) as error:
             return Build(spec=None, size_bytes=0, declines=declines, failure=error.message)
         self._write(candidate, artifact)
-        return Build(spec=artifact.spec, size_bytes=artifact.size_bytes, declines=declines, failure="")
+        return Build(
+            spec=artifact.spec,
+            size_bytes=artifact.size_bytes,
+            declines=declines,
+            failure="",
+            product_bits=product_bits(model),
+        )
 
     def _write(self, candidate: Candidate, artifact: Artifact) -> None:
         folder = self.folder(candidate)

@@ -73,6 +73,7 @@ def _new_rung(job: Job, rung: Rung) -> NewRung:
         certificate=rung.certificate,
         certified=rung.certified,
         timing=Timing(median_us=rung.latency.median_us, p99_us=rung.latency.p99_us, speedup=rung.speedup),
+        product_bits=build.product_bits,
     )
 
 

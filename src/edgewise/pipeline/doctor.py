@@ -24,6 +24,7 @@ class BackendHealth(Record, frozen=True, kw_only=True):
         version: Version of the runtime, or empty.
         precisions: Floating-point types that it honours here.
         exact_product_bits: Weight bits whose 8-bit products its kernels sum exactly here; 0 where unknown.
+        exact_product_source: `measured`, or why it was not; empty where there are no 8-bit kernels.
         cure: What to do where it is not ready, or empty.
     """
 
@@ -33,6 +34,7 @@ class BackendHealth(Record, frozen=True, kw_only=True):
     version: str
     precisions: tuple[str, ...]
     exact_product_bits: int
+    exact_product_source: str
     cure: str
 
 
@@ -69,13 +71,14 @@ def diagnose() -> Diagnosis:
 
 def _health(name: str) -> BackendHealth:
     says = registry.BACKENDS[name].says
-    state, version, cure, bits = "ready", "", "", 0
+    state, version, cure, bits, source = "ready", "", "", 0, ""
     precisions: tuple[str, ...] = ()
     try:
         backend = registry.get(name)
         version = backend.version()
         precisions = backend.precisions()
-        bits = backend.target().exact_product_bits
+        target = backend.target()
+        bits, source = target.exact_product_bits, target.exact_product_source
     except BackendMissingError as error:
         state, cure = "missing", error.hint or error.message
     except (EdgewiseError, ImportError, OSError) as error:
@@ -88,6 +91,7 @@ def _health(name: str) -> BackendHealth:
         version=version,
         precisions=precisions,
         exact_product_bits=bits,
+        exact_product_source=source,
         cure=cure,
     )
 

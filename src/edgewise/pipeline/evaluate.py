@@ -95,7 +95,7 @@ def evaluate(
             metric=chosen,
             max_drop=max_drop,
             confidence=CONFIDENCE,
-            isa=describe().fingerprint,
+            isa=describe(backends={subject.artifact.spec.backend for subject in subjects}).fingerprint,
         )
     return Evaluation(
         names=tuple(subject.name for subject in subjects),

@@ -112,7 +112,7 @@ def optimize(
     model = load_model(request.model, request.data.shapes)
     data = open_data(request.data, model.facts.inputs)
     metric = _metric(request, model, data)
-    machine = describe()
+    machine = describe(backends=backends)
     with open_workspace(request.out, _run_key(request, model, data, machine), overwrite=request.overwrite) as workspace:
         finished = workspace.store.get("ending", "", Ending)
         if finished is not None and _is_whole(request.out):

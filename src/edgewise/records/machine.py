@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
+
 from edgewise.records.codec import Record
 
 
@@ -21,6 +23,8 @@ class Machine(Record, frozen=True, kw_only=True):
         load: Load average of the last minute when the record was made, or None.
         python: Version of Python.
         packages: Version of every package that takes part, by name.
+        exact_product_bits: Weight bits up to which kernels sum 8-bit products exactly, by backend, as measured;
+            backends that were not measured are left out.
     """
 
     cpu: str
@@ -33,8 +37,10 @@ class Machine(Record, frozen=True, kw_only=True):
     load: float | None
     python: str
     packages: dict[str, str]
+    exact_product_bits: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the instruction set: where it is equal, integer kernels give equal results."""
-        return hashlib.sha256("\n".join((self.architecture, *self.isa)).encode()).hexdigest()[:16]
+        """A short hash of the instruction set and of what was measured: where it is equal, integer sums are equal."""
+        measured = (f"{name} {bits}" for name, bits in sorted(self.exact_product_bits.items()))
+        return hashlib.sha256("\n".join((self.architecture, *self.isa, *measured)).encode()).hexdigest()[:16]
