@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,19 @@ import numpy as np
 import onnx_ir as ir
 
 from edgewise.bundle.read import Bundle
+from edgewise.compress.quantize.restore import quantized_nodes
 from edgewise.compress.statistics import observe
 from edgewise.errors import DataError, ModelError
 from edgewise.pipeline.build import open_judge
+from edgewise.pipeline.culprits import Culprits, Sampled, Timing, culprits
 from edgewise.pipeline.export import graph_file
 from edgewise.pipeline.inputs import load_model, preprocessing_of
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import DataRequest
 from edgewise.pipeline.subjects import is_bundle
 from edgewise.records.codec import Record
-from edgewise.records.tensors import Array
-from edgewise.samples.bind import bind
+from edgewise.records.tensors import Array, Feeds
+from edgewise.samples.bind import Dataset, bind
 from edgewise.samples.open import open_source
 from edgewise.samples.state import steps
 
@@ -54,11 +56,13 @@ class Difference(Record, frozen=True, kw_only=True):
         names: The two models.
         tensors: The tensors that both compute, in graph order.
         samples: How many samples were run.
+        quantization: Which layers do the damage, where the second model is quantized and the first is not.
     """
 
     names: tuple[str, str]
     tensors: tuple[TensorError, ...]
     samples: int
+    quantization: Culprits | None = None
 
     def culprits(self) -> tuple[TensorError, ...]:
         """Return the tensors that are off, those whose own node adds most first."""
@@ -86,18 +90,29 @@ class _Sums:
 
 
 def diff(
-    first: Path, second: Path, *, data: DataRequest, samples: int = 32, progress: Progress | None = None
+    first: Path,
+    second: Path,
+    *,
+    data: DataRequest,
+    samples: int = 32,
+    costs: int = 0,
+    budget_s: float = 10.0,
+    progress: Progress | None = None,
 ) -> Difference:
     """Compare all tensors of two models that have the same name, over some samples.
 
     Both graphs run in ONNX Runtime as they are written, so that what is compared is the graphs and not the fusions of a
-    runtime. Of a bundle the graph behind its default is taken.
+    runtime. Of a bundle the graph behind its default is taken. Where only the second one is quantized, each of its
+    layers is taken back to floating point as well, to see what it does to the outputs.
 
     Args:
         first: Model file or bundle: the reference.
         second: Model file or bundle.
         data: The samples.
         samples: How many of them, from the first on.
+        costs: Of how many of the worst quantized layers to measure what keeping them in floating point costs: of a
+            bundle on its own backend, else on ONNX Runtime.
+        budget_s: Seconds for that.
         progress: Hears what is done.
 
     Raises:
@@ -133,11 +148,35 @@ def diff(
                     if one[name].dtype.kind == "f" and one[name].shape == other[name].shape:
                         total.add(one[name], other[name])
             progress.step()
+    found = None
+    if quantized_nodes(graphs[1]) and not quantized_nodes(graphs[0]):
+        found = _culprits(graphs, dataset, count, timing=_timing(second, costs, budget_s), progress=progress)
     return Difference(
         names=(first.name, second.name),
         tensors=tuple(_error(name, producers[name], sums) for name in shared),
         samples=count,
+        quantization=found,
     )
+
+
+def _culprits(
+    graphs: Sequence[ir.Model], dataset: Dataset, count: int, *, timing: Timing, progress: Progress
+) -> Culprits:
+    labels = dataset.labels()
+    feeds: Sequence[Feeds] = Sampled(dataset.feeds, count)
+    if dataset.state:
+        # Each step is a sample of its own, and what was fed back is what the reference gave.
+        with closing(open_judge(graphs[0])) as session:
+            feeds = [step for index in range(count) for step in steps(session.run, dataset.feeds(index), dataset.state)]
+        labels = None
+    return culprits(graphs[0], graphs[1], feeds, labels=labels, timing=timing, progress=progress)
+
+
+def _timing(second: Path, worst: int, budget_s: float) -> Timing:
+    if not is_bundle(second):
+        return Timing(worst=worst, budget_s=budget_s)
+    artifact = Bundle.load(second).rung().artifact
+    return Timing(worst=worst, budget_s=budget_s, backend=artifact.backend, options=artifact.options)
 
 
 def _graph(path: Path) -> Path:

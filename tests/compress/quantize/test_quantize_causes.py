@@ -147,3 +147,18 @@ def test_noise_of_nothing_and_of_infinities() -> None:
     assert noise.clipped == 0
     assert float(noise.signal.sum()) == 0.25
     assert outlier(np.array([0.0, 0.0, 1.0, 1.0, 9.0])) == 9
+
+
+def test_what_a_range_from_zero_cuts_off_behind_an_operator_is_a_relu(ort_run: MakeRun) -> None:
+    b = GraphBuilder("cut")
+    x = b.input("x", (1, CHANNELS, 6, 6))
+    step, zero = b.constant(np.float32(0.04)), b.constant(np.uint8(0))
+    x = b.node("Conv", x, b.weight(CHANNELS, CHANNELS, 1, 1))
+    x = b.node("DequantizeLinear", b.node("QuantizeLinear", x, step, zero), step, zero)
+    w = b.constant(np.ones((8, CHANNELS, 1, 1), np.int8))
+    w = b.node("DequantizeLinear", w, b.constant(np.float32(0.1)), b.constant(np.int8(0)))
+    b.output(b.node("Conv", x, w, name="conv"), "y")
+    model = b.build()
+    (found,) = diagnose(model, ort_run(tapped(model, ["conv"])), [{"x": x} for x in values()], nodes=["conv"])
+    assert found.clipped < 0.01
+    assert found.cause == "rounding"

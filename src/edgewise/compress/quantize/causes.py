@@ -25,6 +25,7 @@ from edgewise.compress.quantize.restore import (
     integers_of,
     pair_in_front,
     quantized_nodes,
+    stands_for_relu,
 )
 from edgewise.compress.statistics import observe
 from edgewise.records.codec import Record
@@ -103,6 +104,7 @@ class ActivationNoise:
     Attributes:
         grid: The grid.
         axis: Axis of the channels, or None for one channel.
+        floor: Whether the grid's beginning at zero stands for a Relu, so that what is below it is meant to go.
         count: Values in all.
         outside: Values that lie outside of the grid by more than half a step.
         low: Smallest value.
@@ -113,6 +115,7 @@ class ActivationNoise:
 
     grid: Grid
     axis: int | None
+    floor: bool = False
     count: int = 0
     outside: int = 0
     low: float = math.inf
@@ -127,6 +130,8 @@ class ActivationNoise:
         real = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
         if not real.size:
             return
+        if self.floor:
+            real = np.maximum(real, 0.0)
         inside = np.clip(real, self.grid.low, self.grid.high)
         rounded = np.rint(inside / self.grid.scale) * self.grid.scale
         self.count += real.size
@@ -157,9 +162,8 @@ class ActivationNoise:
     def _plus(self, sums: Floats, values: Floats) -> Floats:
         added: Floats = self._by_channel(values).sum(axis=1)
         # The number of channels is only known with the first sample, or changes: then channels are of no use.
-        if len(sums) == len(added):
-            return sums + added
-        return added + (sums.sum() / len(added))
+        total: Floats = added + (sums if len(sums) == len(added) else sums.sum() / len(added))
+        return total
 
     def _by_channel(self, values: Floats) -> Floats:
         if self.axis is None or values.ndim == 0:
@@ -200,14 +204,14 @@ def activations(model: ir.Model, nodes: Sequence[str]) -> dict[str, dict[str, Ac
         if label(node) not in wanted:
             continue
         pairs = [_pair(value) for value in node.inputs]
-        grids = {
-            pair[0].inputs[0].name or "": Grid.of(pair[0])
-            for pair in pairs
-            if pair is not None and pair[0].inputs[0] is not None and operators.constant(pair[0].inputs[0]) is None
-        }
-        found[label(node)] = {
-            name: ActivationNoise(grid, _channel_axis(node)) for name, grid in grids.items() if grid is not None
-        }
+        seen: dict[str, ActivationNoise] = {}
+        for pair in pairs:
+            value = None if pair is None else pair[0].inputs[0]
+            grid = None if pair is None or operators.constant(value) is not None else Grid.of(pair[0])
+            if value is not None and grid is not None:
+                floor = grid.low == 0 and stands_for_relu(value.producer())
+                seen[value.name or ""] = ActivationNoise(grid, _channel_axis(node), floor)
+        found[label(node)] = seen
     return found
 
 

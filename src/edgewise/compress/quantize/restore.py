@@ -100,6 +100,13 @@ def pair_in_front(value: ir.Value | None) -> tuple[ir.Node, ir.Node] | None:
     return None if dequantize is None or quantize is None else (quantize, dequantize)
 
 
+def stands_for_relu(producer: ir.Node | None) -> bool:
+    """Return whether a range from zero on behind `producer` may stand for a Relu: it can give less than zero itself."""
+    if producer is None or not operators.is_standard(producer):
+        return False
+    return producer.op_type in operators.WEIGHTED | _BINARY
+
+
 def dequantized(node: ir.Node) -> Array | None:
     """Return what a DequantizeLinear always gives, or None where that is not constant.
 
@@ -218,8 +225,7 @@ class _Restorer:
             ]
         zero = operators.constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
         begins_at_zero = zero is not None and zero.dtype.kind in "iu" and bool(np.all(zero == np.iinfo(zero.dtype).min))
-        signed = operators.is_standard(producer) and producer.op_type in operators.WEIGHTED | _BINARY
-        return [("Relu", [])] if begins_at_zero and signed else []
+        return [("Relu", [])] if begins_at_zero and stands_for_relu(producer) else []
 
     def _give(self, old: ir.Value, new: ir.Value) -> None:
         """Let the model give `new` under the name of its output `old`."""

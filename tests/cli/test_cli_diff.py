@@ -1,0 +1,80 @@
+"""What `edgewise diff` says of a quantized model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from tests.cli.conftest import Said
+
+from edgewise.formats.onnx import save
+from edgewise.pipeline.diff import Difference
+from edgewise.testing.graphs import GraphBuilder
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Return a model of two Gemms and a MatMul, the same with 8-bit Gemms (one far too coarse), and samples."""
+    draw = np.random.default_rng(0)
+    weights = {name: draw.standard_normal((8, 8)).astype(np.float32) for name in ("fine", "coarse")}
+    for path, quantized in ((tmp_path / "a.onnx", False), (tmp_path / "b.onnx", True)):
+        b = GraphBuilder("gemms")
+        value = b.input("x", (1, 8))
+        for name, weight in weights.items():
+            held = b.constant(weight, f"{name}_weight")
+            if quantized:
+                scale = np.float32(np.abs(weight).max() / (127 if name == "fine" else 1))
+                stored = b.constant(np.rint(weight / scale).astype(np.int8))
+                held = b.node("DequantizeLinear", stored, b.constant(scale), b.constant(np.int8(0)))
+                grid = (b.constant(np.float32(0.25)), b.constant(np.uint8(128)))
+                value = b.node("DequantizeLinear", b.node("QuantizeLinear", value, *grid), *grid)
+            value = b.node("Gemm", value, held, name=name)
+        value = b.node("MatMul", value, b.constant(np.eye(8, dtype=np.float32)), name="head")
+        b.output(b.node("Softmax", value, name="soft"), "y", (1, 8))
+        save(b.build(), path)
+    x = draw.standard_normal((12, 8)).astype(np.float32)
+    np.savez(tmp_path / "s.npz", x=x, y=draw.integers(0, 8, 12))
+    return tmp_path / "a.onnx", tmp_path / "b.onnx", tmp_path / "s.npz"
+
+
+def test_the_layers_of_a_quantized_model(
+    files: tuple[Path, Path, Path], edgewise: Callable[..., Said], golden: Callable[..., None]
+) -> None:
+    first, second, samples = files
+    said = edgewise("diff", first, second, "--data", samples)
+    assert (said.code, said.err) == (0, "")
+    golden("diff-quantized", said.out)
+    layers = [line.split()[0] for line in said.out.splitlines() if line.startswith(("fine ", "coarse "))]
+    assert layers == ["coarse", "fine"]
+
+
+def test_the_same_for_programs(files: tuple[Path, Path, Path], edgewise: Callable[..., Said]) -> None:
+    first, second, samples = files
+    said = edgewise("diff", first, second, "--data", samples, "--json")
+    found = msgspec.json.decode(said.out, type=Difference).quantization
+    assert found is not None
+    assert [layer.node for layer in found.layers] == ["coarse", "fine"]
+    assert [layer.node for layer in found.floats] == ["head"]
+    assert found.metric == "top1"
+
+
+@pytest.mark.slow
+def test_what_the_worst_layer_costs(files: tuple[Path, Path, Path], edgewise: Callable[..., Said]) -> None:
+    first, second, samples = files
+    said = edgewise("diff", first, second, "--data", samples, "--costs", "1", "--time", "1s")
+    assert said.code == 0, said.err
+    heading = next(line for line in said.out.splitlines() if line.startswith("layer"))
+    assert "costs us" in heading
+    rows = [line for line in said.out.splitlines() if line.startswith(("fine ", "coarse "))]
+    assert " to " in rows[0]
+    assert " to " not in rows[1].split("rounding")[0]
+
+
+def test_a_time_that_is_none_is_refused(files: tuple[Path, Path, Path], edgewise: Callable[..., Said]) -> None:
+    first, second, samples = files
+    said = edgewise("diff", first, second, "--data", samples, "--costs", "1", "--time", "soon")
+    assert said.code == 2
+    assert "`--time`" in said.err
