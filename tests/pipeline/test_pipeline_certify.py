@@ -16,7 +16,7 @@ from edgewise.records.candidate import Candidate
 def test_the_sequence_ends_at_the_first_failure(task: Task) -> None:
     with job_of(task, max_drop=0.011) as job:
         proof = certify(job, [INT8, FUSED])
-        assert [certificate.passed for certificate in proof.certificates] == [False]
+        assert [certificate.passed for certificate in proof.found] == [False]
         stored = {key for stage, key in task.records() if stage.startswith("scores certify")}
         assert stored == {"ort untouched", INT8.name}
     assert proof.notes == ()
@@ -33,13 +33,13 @@ def test_a_rung_that_fails_on_a_certify_sample_ends_the_sequence(task: Task, mon
 
         monkeypatch.setattr(Workshop, "open", failing)
         proof = certify(job, [FUSED, INT8])
-    assert [certificate.passed for certificate in proof.certificates] == [True]
+    assert [certificate.passed for certificate in proof.found] == [True]
     assert proof.notes == (f"`{INT8.name}` could not be tested on the certify split: it overflows here.",)
 
 
 def test_nothing_is_opened_for_an_empty_ladder(task: Task) -> None:
     with job_of(task) as job:
-        assert certify(job, []).certificates == ()
+        assert certify(job, []).found == ()
     assert "certify-set" not in {stage for stage, _ in task.records()}
 
 
@@ -47,5 +47,5 @@ def test_other_runs_are_counted_in_words(task: Task) -> None:
     with job_of(task) as job:
         job.workspace.store.put("certify-set", "", Opening(reused=2))
         proof = certify(job, [FUSED])
-    assert proof.certificates[0].reused == 2
+    assert proof.found[0].reused == 2
     assert "opened by 2 other runs before" in proof.notes[0]

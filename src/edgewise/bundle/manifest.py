@@ -17,7 +17,7 @@ import msgspec
 from edgewise.backends.protocol import ArtifactSpec
 from edgewise.errors import BundleError, RecipeError
 from edgewise.records.candidate import Candidate
-from edgewise.records.certificate import Certificate
+from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.codec import Record, decode, encode, indent
 from edgewise.records.machine import Machine
 from edgewise.records.measurements import Ratio
@@ -55,6 +55,7 @@ class LadderRung(Record, frozen=True, kw_only=True):
         artifact: What must be known to open it, with the hashes of its files.
         certificate: What was proven of it; None for the untouched model, which loses nothing.
         certified: Whether it is within the bound asked for.
+        check: What was seen of it on synthetic samples, where there were no others; None elsewhere.
         timing: How fast it was, or None where it was not measured.
         tolerance: For each output, the largest difference from the test vectors that arithmetic explains
             (`vectors.tolerances`), in the output's own unit.
@@ -71,6 +72,7 @@ class LadderRung(Record, frozen=True, kw_only=True):
     timing: Timing | None
     tolerance: dict[str, float]
     product_bits: int | None = None
+    check: SyntheticCheck | None = None
 
 
 class Manifest(Record, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ class Verification(Record, frozen=True, kw_only=True):
             that say so. `unknown`: there may be sums that saturate on one of them, and nobody has measured it.
         proven_on: Processor on which the accuracy was proven.
         here: This processor.
+        synthetic: Whether the bundle was made without samples: then nothing was certified, and there is no proof that
+            could carry over.
         exact_product_bits: Weight bits up to which 8-bit sums are exact here, by backend, as measured.
         rungs: Each rung, in the order of the ladder.
     """
@@ -59,6 +61,7 @@ class Verification(Record, frozen=True, kw_only=True):
     proof: Proof
     proven_on: str
     here: str
+    synthetic: bool
     exact_product_bits: dict[str, int]
     rungs: tuple[RungCheck, ...]
 
@@ -93,6 +96,7 @@ def verify(bundle: Bundle, *, machine: Machine) -> Verification:
         proof=_proof(checks, ladder, proven=proven, here=machine),
         proven_on=proven.cpu,
         here=machine.cpu,
+        synthetic=any(rung.check is not None for rung in ladder),
         exact_product_bits=machine.exact_product_bits,
         rungs=checks,
     )

@@ -25,7 +25,7 @@ from edgewise.bundle.manifest import MANIFEST_FILE, MODELS_FOLDER, LadderRung, M
 from edgewise.bundle.vectors import Vectors, expected_outputs, tolerances
 from edgewise.errors import ContractError, OutputError
 from edgewise.records.candidate import Candidate
-from edgewise.records.certificate import Certificate
+from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.machine import Machine
 from edgewise.records.tensors import Array, Feeds
 from edgewise.samples.preprocessing import Preprocessing
@@ -44,6 +44,7 @@ class NewRung:
         certified: Whether it is within the bound asked for.
         timing: How fast it was, or None.
         product_bits: See `LadderRung`.
+        check: See `LadderRung`.
     """
 
     candidate: Candidate
@@ -52,6 +53,7 @@ class NewRung:
     certified: bool
     timing: Timing | None
     product_bits: int | None = None
+    check: SyntheticCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,7 @@ def _describe(
                 timing=new.timing,
                 tolerance=tolerance,
                 product_bits=new.product_bits,
+                check=new.check,
             )
         )
     inputs: tuple[dict[str, Array], ...] = tuple(dict(feed) for feed in feeds)

@@ -55,6 +55,11 @@ def render(verification: Verification) -> str:
 def _proof(verification: Verification) -> str:
     """Return whether the certificates carry over, in words."""
     here, there = verification.here, verification.proven_on
+    if verification.synthetic:
+        return (
+            "Nothing was certified: this bundle was made without samples. Its rungs were compared with the untouched "
+            f"model on synthetic ones, on {there}."
+        )
     if verification.proof == "same instructions":
         measured = "" if verification.exact_product_bits else " Its 8-bit sums could not be measured here."
         return f"This processor has the instructions on which the accuracy was proven.{measured}"

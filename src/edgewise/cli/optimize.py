@@ -24,13 +24,17 @@ from edgewise.report.text import summary
     "edgewise optimize model.onnx --data photos/ --max-latency 5ms --budget 20m --out fast",
 )
 @options.model
-@options.samples
+@options.samples_or_none
 @click.option(
     "--max-drop",
     metavar="DROP",
-    default="1%",
-    show_default=True,
-    help="Largest loss: points for metrics in [0, 1], relative otherwise.",
+    help="Largest loss: points for metrics in [0, 1], relative otherwise.  [default: 1%]",
+)
+@click.option(
+    "--tolerance",
+    metavar="ERROR",
+    help="With `--data none`, in place of --max-drop: how far any output may be off on synthetic samples, as a share "
+    "of its standard deviation.  [default: 10%]",
 )
 @options.metric
 @click.option("--max-latency", metavar="TIME", help="Median latency to stay below: `5ms`.")
@@ -69,7 +73,8 @@ def optimize(
     model: Path,
     *,
     data: str,
-    max_drop: str,
+    max_drop: str | None,
+    tolerance: str | None,
     metric: str | None,
     max_latency: str | None,
     max_size: str | None,
@@ -91,7 +96,9 @@ def optimize(
 ) -> None:
     """Make a model as small and fast as this machine allows, without losing more accuracy than you allow.
 
-    Writes a bundle, a certificate and a report. Interrupted runs continue where they stopped.
+    Writes a bundle, a certificate and a report. Without samples (`--data none`) nothing is certified: synthetic ones
+    are drawn from what the model tells of its inputs, and no model is shipped whose outputs on them leave the
+    --tolerance. Interrupted runs continue where they stopped.
     """
     request = Request(
         model=model,
@@ -108,7 +115,8 @@ def optimize(
             certify=certify,
         ),
         goal=Goal(
-            max_drop=fraction(max_drop),
+            max_drop=None if max_drop is None else fraction(max_drop),
+            tolerance=None if tolerance is None else fraction(tolerance, "--tolerance"),
             metric=metric,
             max_latency_us=None if max_latency is None else microseconds(max_latency),
             max_size_bytes=None if max_size is None else size_bytes(max_size),

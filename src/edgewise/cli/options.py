@@ -23,6 +23,12 @@ samples: Final = click.option(
     required=True,
     help="Samples: .npz, .npy, .csv, a folder of images, or `package.module:function`.",
 )
+samples_or_none: Final = click.option(
+    "--data",
+    metavar="SAMPLES",
+    required=True,
+    help="Samples: .npz, .npy, .csv, a folder of images, or `package.module:function`; `none` where there are none.",
+)
 metric: Final = click.option(
     "--metric",
     metavar="NAME",

@@ -72,6 +72,7 @@ def _new_rung(job: Job, rung: Rung) -> NewRung:
         artifact=Artifact.read(job.workshop.folder(rung.candidate), build.spec),
         certificate=rung.certificate,
         certified=rung.certified,
+        check=rung.check,
         timing=Timing(median_us=rung.latency.median_us, p99_us=rung.latency.p99_us, speedup=rung.speedup),
         product_bits=build.product_bits,
     )

@@ -180,7 +180,7 @@ class _Book:
         scores = score(self._job, candidate, "select", first=FIRST_LOOK)
         original = self._original and score(self._job, self._job.untouched[0], "select", first=FIRST_LOOK)
         estimate = self._estimate(scores, original, REJECT_AT)
-        if estimate.lower <= self._job.request.goal.max_drop:
+        if estimate.lower <= self._job.bound:
             return ""
         return f"on {FIRST_LOOK} select samples it already loses at least {percent(estimate.lower)}"
 
@@ -190,7 +190,7 @@ class _Book:
             original,
             scores,
             metric=self._job.metric,
-            max_drop=self._job.request.goal.max_drop,
+            max_drop=self._job.bound,
             confidence=confidence,
         )
 
@@ -229,8 +229,10 @@ class _Book:
         if speedup is None:
             raise ContractError(f"`{candidate.name}` was scored, but never timed.")
         # The certify split has another size: widths of bounds go with the root of the number of samples.
-        asked = self._job.request.goal.max_drop
+        asked = self._job.bound
         width = (estimate.upper - estimate.drop) * math.sqrt(estimate.n / len(self._job.data.certify))
+        if self._job.data.synthetic:  # nothing is bounded there: what counts is what is seen
+            width = 0.0
         return Point(
             cost=1 / speedup.value,
             cost_low=1 / speedup.high,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -19,7 +20,7 @@ from edgewise.pipeline.explore import SMALLER
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.screen import entry
 from edgewise.records.candidate import Candidate
-from edgewise.records.certificate import Certificate
+from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.codec import Record
 from edgewise.records.measurements import ColdStart, Energy, Latency, LayerCost, PeakMemory
 from edgewise.records.run import Outcome, Rung
@@ -31,6 +32,8 @@ FINAL_SHARE: Final = 0.25
 LONGEST_FINAL_S: Final = 45.0
 SHORTEST_FINAL_S: Final = 3.0
 PROFILE_REPEATS: Final = 20
+
+_NONE_REJECTED: Mapping[Candidate, str] = MappingProxyType({})
 
 
 class FinalTimes(Record, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ class Choice:
 
 
 def measure_ladder(
-    job: Job, rungs: Sequence[Candidate], certificates: Sequence[Certificate]
+    job: Job, rungs: Sequence[Candidate], found: Sequence[Certificate | SyntheticCheck]
 ) -> tuple[tuple[Rung, ...], tuple[str, ...]]:
     """Measure the untouched model and the rungs that were tested, against each other.
 
@@ -80,31 +83,30 @@ def measure_ladder(
 
     Args:
         job: The run.
-        rungs: Candidates, safest first.
-        certificates: What was proven of the first of them; later ones were never tested and are left out.
+        rungs: Candidates that were tested, safest first.
+        found: What was proven of each, or seen where there were no samples.
 
     Returns:
         The ladder, and what the user should know, in full sentences.
     """
-    tested = [*job.untouched, *rungs[: len(certificates)]]
+    tested = [*job.untouched, *rungs]
     times = job.workspace.store.recall(
         "final-times", " | ".join(c.name for c in tested), FinalTimes, lambda: _time(job, tested)
     )
     latencies = dict(zip(times.names, times.latencies, strict=True))
     reference = min(job.untouched, key=lambda c: latencies[c.name].median_us)
     baseline = latencies[reference.name]
-    found = []
-    for candidate, certificate in zip(
-        [reference, *rungs], [None, *certificates], strict=False
-    ):  # rungs behind the first failure have no certificate
+    ladder = []
+    for candidate, proof in zip([reference, *rungs], [None, *found], strict=True):
         if candidate.name not in latencies:
             continue
         footprint = _footprint(job, candidate)
-        found.append(
+        ladder.append(
             Rung(
                 candidate=candidate,
-                certificate=certificate,
-                certified=certificate is None or certificate.passed,
+                certificate=proof if isinstance(proof, Certificate) else None,
+                certified=proof is None or (isinstance(proof, Certificate) and proof.passed),
+                check=proof if isinstance(proof, SyntheticCheck) else None,
                 latency=latencies[candidate.name],
                 speedup=ratio(baseline, latencies[candidate.name]),
                 cold_start=footprint.cold_start,
@@ -114,7 +116,7 @@ def measure_ladder(
                 layers=footprint.layers,
             )
         )
-    return tuple(found), times.failures
+    return tuple(ladder), times.failures
 
 
 def _time(job: Job, tested: Sequence[Candidate]) -> FinalTimes:
@@ -170,7 +172,8 @@ def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
     """Choose the default: the last rung that is certified and better than the untouched model.
 
     Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). If there is none, the rung that
-    failed its test is chosen where `--accept-uncertified` says so.
+    failed its test is chosen where `--accept-uncertified` says so. Where there were no samples none is certified, and
+    those that stayed within the tolerance are chosen among in the same way.
     """
     reference = ladder[0]
     reasons: dict[Candidate, str] = {reference.candidate: "it is the model as it came"}
@@ -180,7 +183,8 @@ def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
             continue
         verdict = _gate(job, reference, rung)
         reasons[rung.candidate] = verdict.reason
-        if not rung.certified and (chosen or not job.request.goal.accept_uncertified):
+        held = rung.certified if rung.check is None else rung.check.passed
+        if not held and (chosen or not job.request.goal.accept_uncertified):
             reasons[rung.candidate] = _shortfall(rung)
         elif verdict.accepted and (not chosen or rung.latency.median_us <= ladder[chosen].latency.median_us):
             chosen = index
@@ -219,14 +223,24 @@ def _shortfall(rung: Rung) -> str:
     return f"{reason}; about {certificate.samples_needed} certify samples would show it"
 
 
-def with_fates(outcomes: Sequence[Outcome], choice: Choice) -> tuple[Outcome, ...]:
-    """Return the outcomes with what became of the rungs in the end."""
+def with_fates(
+    outcomes: Sequence[Outcome], choice: Choice, rejected: Mapping[Candidate, str] = _NONE_REJECTED
+) -> tuple[Outcome, ...]:
+    """Return the outcomes with what became of the rungs in the end.
+
+    Args:
+        outcomes: Those of the search.
+        choice: The ladder and its default.
+        rejected: Why candidates of the ladder were not put on it after all.
+    """
     rungs = {rung.candidate: index for index, rung in enumerate(choice.ladder)}
     found = []
     for outcome in outcomes:
         index = rungs.get(outcome.candidate)
         if index is None:
-            found.append(outcome)
+            reason = rejected.get(outcome.candidate)
+            ended = msgspec.structs.replace(outcome, fate="rejected", reason=reason) if reason else outcome
+            found.append(ended)
             continue
         fate = "chosen" if index == choice.chosen else "rung"
         found.append(msgspec.structs.replace(outcome, fate=fate, reason=choice.reasons[outcome.candidate]))
@@ -258,10 +272,17 @@ def verdict(choice: Choice) -> str:
     speed = f"{chosen.speedup.value:.2f}x as fast {interval}" if chosen.speedup.low > 1 else f"As fast {interval}"
     gain = reference.size_bytes / chosen.size_bytes
     size = f"{gain:.2f}x smaller" if gain >= 1 else f"{1 / gain:.2f}x larger"
-    return f"{speed} and {size}; {_proof(chosen.certificate)}."
+    return f"{speed} and {size}; {_proof(chosen)}."
 
 
-def _proof(certificate: Certificate | None) -> str:
+def _proof(rung: Rung) -> str:
+    certificate, check = rung.certificate, rung.check
+    if check is not None:
+        return (
+            "NOTHING was certified, because there were no samples: on "
+            f"{quantities.plural(check.n, 'synthetic sample')} the outputs are off by at most "
+            f"{quantities.share(check.error)} of their standard deviation ({quantities.share(check.tolerance)} allowed)"
+        )
     if certificate is None:
         return "nothing was certified"
     if certificate.passed:

@@ -78,6 +78,7 @@ class Data:
             unnoticed. Not of the set alone: with another seed most of its samples would be the same.
         labelled: Whether the select and certify sets have labels.
         classes: Names of the classes, where the samples name them (one folder a class), else None.
+        synthetic: What the samples were drawn from, a sentence an input, where there are none; else empty.
     """
 
     calibrate: Split
@@ -89,6 +90,7 @@ class Data:
     certify_sha256: str
     labelled: bool
     classes: tuple[str, ...] | None
+    synthetic: tuple[str, ...] = ()
 
 
 def load_model(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> LoadedModel:
@@ -185,6 +187,8 @@ def preprocessing_of(request: DataRequest) -> Preprocessing:
     """
     if request.settings is not None:
         return read_settings(Path(request.settings))
+    if request.is_synthetic:
+        return Preprocessing()
     samples = Path(request.samples)
     folder = samples if samples.is_dir() else samples.parent
     beside = folder / SETTINGS_FILE

@@ -95,6 +95,11 @@ class Job:
         return tuple(untouched(count) for count in self.request.effort.threads)
 
     @property
+    def bound(self) -> float:
+        """The loss that candidates are held to, in the units of the metric."""
+        return self.request.bound
+
+    @property
     def label_free(self) -> bool:
         """Whether the metric compares with the untouched model's outputs instead of labels."""
         return self.metric.against == "original"

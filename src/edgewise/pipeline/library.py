@@ -96,7 +96,8 @@ def optimize(
     data: str | Path,
     *,
     out: str | Path,
-    max_drop: float = 0.01,
+    max_drop: float | None = None,
+    tolerance: float | None = None,
     metric: str | None = None,
     budget_s: float = 600.0,
     backends: Sequence[str] = (),
@@ -111,9 +112,13 @@ def optimize(
 
     Args:
         model: ONNX file.
-        data: Samples: file, folder or `package.module:function`.
+        data: Samples: file, folder or `package.module:function`. `none` where there are none: then synthetic ones are
+            drawn and nothing is certified.
         out: Directory of the result.
-        max_drop: Largest loss: points for metrics in [0, 1] (0.01 is one point), relative otherwise.
+        max_drop: Largest loss: points for metrics in [0, 1] (0.01 is one point), relative otherwise. None stands for
+            0.01.
+        tolerance: Without samples, in place of `max_drop`: largest error of any output on synthetic samples, as a share
+            of its standard deviation. None stands for 0.1.
         metric: Name or `package.module:object`; None chooses by labels and outputs.
         budget_s: Seconds for everything.
         backends: Backends to try; empty stands for all that are installed.
@@ -134,7 +139,7 @@ def optimize(
         model=Path(model),
         out=Path(out),
         data=DataRequest(samples=str(data), shapes=dict(shapes or {}), state=dict(state or {}), seed=seed),
-        goal=Goal(max_drop=max_drop, metric=metric),
+        goal=Goal(max_drop=max_drop, tolerance=tolerance, metric=metric),
         effort=Effort(budget_s=budget_s, backends=tuple(backends), threads=tuple(threads)),
         overwrite=overwrite,
     )

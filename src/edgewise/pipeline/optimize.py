@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from edgewise import __version__
 from edgewise.backends import registry
 from edgewise.bundle.read import Bundle
 from edgewise.errors import BackendError, BundleError, DataError, RecipeError
+from edgewise.measure.fidelity import metric as fidelity_metric
+from edgewise.measure.fidelity import scales
 from edgewise.measure.machine import describe
 from edgewise.measure.metrics import ALL, Metric, default_metric, resolve
 from edgewise.pipeline import explore, finish
@@ -29,6 +32,7 @@ from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import Request, check
+from edgewise.pipeline.synthetic import synthetic_data
 from edgewise.pipeline.workspace import open_workspace
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record, encode
@@ -37,6 +41,11 @@ from edgewise.records.machine import Machine
 from edgewise.records.run import RUN_SCHEMA, DataFacts, Outcome, Run
 from edgewise.records.store import Store
 from edgewise.samples.state import run_sequence
+
+WITHOUT_SAMPLES: Final = (
+    "Nothing was certified: there were no samples. How many answers change on real inputs is not known; a few hundred "
+    "unlabelled samples in `--data` would bound it."
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def optimize(
     backends = _backends(request.effort.backends)
     progress.stage("Reading the model and the samples")
     model = load_model(request.model, request.data.shapes)
-    data = open_data(request.data, model.facts.inputs)
+    data = _data(request, model)
     metric = _metric(request, model, data)
     machine = describe(backends=backends)
     with open_workspace(request.out, _run_key(request, model, data, machine), overwrite=request.overwrite) as workspace:
@@ -141,7 +150,7 @@ def optimize(
 def _run(job: Job, beginning: Beginning, command: str) -> Result:
     exploration = explore.explore(job)
     proof = certify(job, exploration.ladder)
-    ladder, notes = finish.measure_ladder(job, exploration.ladder, proof.certificates)
+    ladder, notes = finish.measure_ladder(job, proof.rungs, proof.found)
     choice = finish.choose(job, ladder)
     fused = job.workshop.findings()
     run = Run(
@@ -155,7 +164,7 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         machine=job.machine,
         changes=tuple(fused.changes),
         declines=_unique([*job.model.declines, *fused.declines, *_quantization_declines(exploration.outcomes)]),
-        outcomes=finish.with_fates(exploration.outcomes, choice),
+        outcomes=finish.with_fates(exploration.outcomes, choice, proof.rejected),
         ladder=choice.ladder,
         chosen=choice.chosen,
         verdict=finish.verdict(choice),
@@ -204,7 +213,15 @@ def _run_key(request: Request, model: LoadedModel, data: Data, machine: Machine)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def _data(request: Request, model: LoadedModel) -> Data:
+    if request.data.is_synthetic:
+        return synthetic_data(request.data, model)
+    return open_data(request.data, model.facts.inputs)
+
+
 def _metric(request: Request, model: LoadedModel, data: Data) -> Metric:
+    if data.synthetic:
+        return fidelity_metric(_output_scales(model, data))
     name = request.goal.metric
     if name is None:
         name = default_metric(data.select.dataset.labels(), _output_shape(model, data))
@@ -215,6 +232,18 @@ def _metric(request: Request, model: LoadedModel, data: Data) -> Metric:
             hint="Add labels, or use `--metric agreement`, which compares with the original model.",
         )
     return metric
+
+
+def _output_scales(model: LoadedModel, data: Data) -> dict[str, float]:
+    """Run the model over the synthetic samples of the search and return how far its outputs spread."""
+    dataset = data.select.dataset
+    try:
+        with closing(open_judge(model.fixed, RunOptions())) as session:
+            return scales(
+                run_sequence(session.run, dataset.feeds(int(index)), dataset.state) for index in data.select.indices
+            )
+    except BackendError as error:
+        raise explore.not_runnable(error.message) from error
 
 
 def _output_shape(model: LoadedModel, data: Data) -> tuple[int, ...]:
@@ -235,8 +264,10 @@ def _notes(job: Job) -> list[str]:
     if job.model.open_batch is not None:
         notes.append(
             f"The batch `{job.model.open_batch}` is fixed to 1: the bundle answers one sample at a time, which is what "
-            f"was measured and certified."
+            f"was measured{'' if job.data.synthetic else ' and certified'}."
         )
+    if job.data.synthetic:
+        return [*notes, *job.data.synthetic, WITHOUT_SAMPLES]
     outputs = [port.name for port in job.model.facts.outputs if port.name not in job.data.state]
     read = job.metric.output or outputs[0]
     unjudged = [f"`{name}`" for name in outputs if name != read]
@@ -265,6 +296,7 @@ def _data_facts(job: Job) -> DataFacts:
         labelled=data.labelled,
         metric=job.metric.name,
         seed=asked.seed,
+        synthetic=bool(data.synthetic),
     )
 
 

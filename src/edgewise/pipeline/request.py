@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from edgewise.errors import RecipeError
 from edgewise.records.codec import Record
 
+NO_DATA: Final = "none"
+"""What stands in place of samples where there are none. A file of that name is `./none`."""
+
+MAX_DROP: Final = 0.01
+TOLERANCE: Final = 0.1
+"""Relative error of the outputs on synthetic samples, a signal-to-noise ratio of 20 dB."""
+
 
 class DataRequest(Record, frozen=True, kw_only=True):
     """Which samples, and how they become inputs.
 
     Attributes:
-        samples: File, folder or `module:function`; split in three unless the three are given separately.
+        samples: File, folder or `module:function`; split in three unless the three are given separately. `none` where
+            there are none: synthetic ones are drawn, and nothing is certified.
         calibration: Samples for statistics instead of the first split. Labels are not needed.
         select: Samples for the search instead of the second split.
         certify: Samples for the certificate instead of the third split.
@@ -35,19 +44,28 @@ class DataRequest(Record, frozen=True, kw_only=True):
     state: dict[str, str] = msgspec.field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether there are no samples, so that synthetic ones have to do."""
+        return self.samples == NO_DATA
+
 
 class Goal(Record, frozen=True, kw_only=True):
     """What the result has to keep and to reach.
 
     Attributes:
         max_drop: Largest loss that the certificate may leave possible: points for metrics in [0, 1], else relative.
+            None stands for `MAX_DROP`.
+        tolerance: Where there are no samples, in place of `max_drop`: largest relative error of any output on
+            synthetic samples (`measure/fidelity.py`). None stands for `TOLERANCE`.
         metric: Name or `module:object`; None chooses by the labels and the model's outputs.
         max_latency_us: Median latency in microseconds that the result has to stay below, or None.
         max_size_bytes: Size of the artifact that the result has to stay below, or None.
         accept_uncertified: Whether the best rung may become the default without its certificate.
     """
 
-    max_drop: float = 0.01
+    max_drop: float | None = None
+    tolerance: float | None = None
     metric: str | None = None
     max_latency_us: float | None = None
     max_size_bytes: int | None = None
@@ -87,19 +105,31 @@ class Request(Record, frozen=True, kw_only=True):
     effort: Effort = Effort()
     overwrite: bool = False
 
+    @property
+    def bound(self) -> float:
+        """The loss that candidates are held to: `tolerance` where there are no samples, else `max_drop`."""
+        if self.data.is_synthetic:
+            return TOLERANCE if self.goal.tolerance is None else self.goal.tolerance
+        return MAX_DROP if self.goal.max_drop is None else self.goal.max_drop
+
 
 def check(request: Request) -> None:
     """Refuse what cannot be meant.
 
     Raises:
-        RecipeError: If a number is out of its range, or splits are given in part.
+        RecipeError: If a number is out of its range, splits are given in part, or something is asked for that needs
+            samples where there are none.
     """
     goal, effort, data = request.goal, request.effort, request.data
-    if not 0 < goal.max_drop < 1:
-        raise RecipeError(
-            f"`--max-drop` has to be above 0 and below 100 %. Received {goal.max_drop:g}.",
-            hint="Write `--max-drop 1%` (or 0.01) for one point of accuracy.",
-        )
+    for flag, share, meaning in (
+        ("--max-drop", goal.max_drop, "`--max-drop 1%` (or 0.01) for one point of accuracy"),
+        ("--tolerance", goal.tolerance, "`--tolerance 10%` (or 0.1) for a tenth of an output's standard deviation"),
+    ):
+        if share is not None and not 0 < share < 1:
+            raise RecipeError(
+                f"`{flag}` has to be above 0 and below 100 %. Received {share:g}.", hint=f"Write {meaning}."
+            )
+    _check_samples(request)
     if not effort.budget_s > 0:
         raise RecipeError(f"`--budget` has to be positive. Received {effort.budget_s:g} seconds.")
     if not effort.threads or min(effort.threads) < 1:
@@ -111,4 +141,32 @@ def check(request: Request) -> None:
         raise RecipeError(
             "`--select` and `--certify` have to be given together, so that no sample is in both.",
             hint="Give both, or neither: then `--data` is split.",
+        )
+
+
+def _check_samples(request: Request) -> None:
+    """Refuse what only samples can show where there are none, and the tolerance where there are some."""
+    goal, data = request.goal, request.data
+    if not data.is_synthetic:
+        if goal.tolerance is not None:
+            raise RecipeError(
+                "`--tolerance` is for `--data none`, where nothing can be certified, but samples were given.",
+                hint="Say with `--max-drop` how much may be lost on the samples.",
+            )
+        return
+    needs = {
+        "--max-drop": goal.max_drop,
+        "--metric": goal.metric,
+        "--accept-uncertified": goal.accept_uncertified or None,
+        "--calibration": data.calibration,
+        "--select": data.select,
+        "--certify": data.certify,
+        "--label": data.label,
+    }
+    given = [flag for flag, value in needs.items() if value is not None]
+    if given:
+        raise RecipeError(
+            f"`{given[0]}` needs samples, but `--data none` says that there are none: no loss can be measured.",
+            hint="`--tolerance 10%` says how far the outputs may be off on synthetic samples; with unlabelled samples "
+            "in `--data`, changed answers are bounded.",
         )

@@ -56,3 +56,28 @@ class Certificate(Record, frozen=True, kw_only=True):
     samples_needed: int | None
     reused: int
     isa: str
+
+
+class SyntheticCheck(Record, frozen=True, kw_only=True):
+    """What was seen of a rung where there were no samples: no certificate, whatever it says.
+
+    It compares the rung with the untouched model on synthetic samples that no decision of the search saw. What holds
+    there may not hold on real ones.
+
+    Attributes:
+        tolerance: Largest relative error of any output that was allowed (`measure/fidelity.py`).
+        passed: Whether every output stayed within it. A rung that did not is never shipped.
+        error: Relative error of the worst output.
+        output: Name of that output.
+        agreement: Share of samples on which the first output decides the same.
+        n: Synthetic samples.
+        isa: Fingerprint of the instruction set on which they were run.
+    """
+
+    tolerance: float
+    passed: bool
+    error: float
+    output: str
+    agreement: float
+    n: int
+    isa: str

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from edgewise.records.candidate import Candidate
-from edgewise.records.certificate import Certificate
+from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.codec import Record
 from edgewise.records.findings import Change, Decline
 from edgewise.records.machine import Machine
 from edgewise.records.measurements import Accuracy, ColdStart, Energy, Latency, LayerCost, PeakMemory, Ratio
+from edgewise.records.quantization import QuantizationNoise
 from edgewise.records.tensors import Port
 
 RUN_SCHEMA = 1
@@ -52,6 +53,8 @@ class DataFacts(Record, frozen=True, kw_only=True):
         labelled: Whether there are labels.
         metric: Name of the metric.
         seed: Seed of the split.
+        synthetic: Whether there were no samples, so that synthetic ones were drawn: then nothing is certified, and
+            `certify` counts those on which the rungs were compared with the untouched model at last.
     """
 
     source: str
@@ -63,6 +66,7 @@ class DataFacts(Record, frozen=True, kw_only=True):
     labelled: bool
     metric: str
     seed: int
+    synthetic: bool = False
 
 
 class Outcome(Record, frozen=True, kw_only=True):
@@ -105,6 +109,7 @@ class Rung(Record, frozen=True, kw_only=True):
         energy: Energy of one inference, or why not.
         size_bytes: Bytes of the artifact.
         layers: Cost of each layer, in graph order.
+        check: What was seen on synthetic samples, where there were no others; None elsewhere.
     """
 
     candidate: Candidate
@@ -117,6 +122,7 @@ class Rung(Record, frozen=True, kw_only=True):
     energy: Energy
     size_bytes: int
     layers: tuple[LayerCost, ...]
+    check: SyntheticCheck | None = None
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -138,6 +144,7 @@ class Run(Record, frozen=True, kw_only=True):
         chosen: Index into `ladder` of the default.
         verdict: The result in one sentence.
         notes: What the user should know, in full sentences.
+        noise: Where quantization noise arises in the default, where that is quantized.
     """
 
     schema: int
@@ -155,3 +162,4 @@ class Run(Record, frozen=True, kw_only=True):
     chosen: int
     verdict: str
     notes: tuple[str, ...]
+    noise: QuantizationNoise | None = None

@@ -130,6 +130,12 @@ def _loss_tile(run: Run, terms: Terms) -> Tile:
     if run.chosen == 0:
         return Tile("0", terms.lost, ("The answers are those of the original.",), "plain")
     certificate = rung.certificate
+    if rung.check is not None:
+        details = (
+            f"seen on {q.plural(rung.check.n, 'synthetic sample')}; allowed {terms.loss(rung.check.tolerance)}",
+            "There were no samples: nothing was certified.",
+        )
+        return Tile(terms.loss(rung.check.error), terms.lost, details, "warn")
     if certificate is None:
         return Tile("unknown", terms.lost, ("No certificate was made.",), "warn")
     value, label = terms.loss(certificate.upper, "up"), terms.lost
@@ -236,7 +242,10 @@ def _accuracy_lines(run: Run, terms: Terms) -> list[Line]:
     scores = [outcome.accuracy if outcome is not None else None for outcome in outcomes]
     first, second = (_score(score, terms) for score in scores)
     found = [Line(f"{run.data.metric} (select)", _conditions(scores), first, second, None)]
-    certificate = run.ladder[run.chosen].certificate
+    certificate, check = run.ladder[run.chosen].certificate, run.ladder[run.chosen].check
+    if check is not None:
+        note = f"{q.plural(check.n, 'synthetic sample')} that no decision ever saw, output `{check.output}`"
+        found.append(Line("Outputs off", note, Cell("0 %"), Cell(terms.loss(check.error)), Cell("not certified")))
     if certificate is None:
         return found
     note = f"certify split, {q.plural(certificate.n, 'sample')} that no decision ever saw"
@@ -273,6 +282,9 @@ def _rung_line(index: int, rung: Rung, run: Run, terms: Terms) -> RungLine:
     certificate = rung.certificate
     if index == 0:
         status, text, bound, note = "original", "Original", "0", "the model as it came"
+    elif rung.check is not None:
+        status, text, bound = "failed", "Not certified", terms.loss(rung.check.error)
+        note = f"seen on {q.plural(rung.check.n, 'synthetic sample')}"
     elif certificate is None:
         status, text, bound, note = "untested", "Not tested", "not known", ""
     else:

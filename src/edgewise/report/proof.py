@@ -67,6 +67,8 @@ def proof_section(run: Run, terms: Terms) -> ProofSection:
     default = run.ladder[run.chosen]
     pairs.sort(key=lambda pair: pair[0] is not default)
     untested = tuple(r.candidate.name for r in run.ladder[1:] if r.certificate is None)
+    if run.data.synthetic:
+        return ProofSection(tuple(_without_samples(run, terms)), None, None, (), untested)
     if not pairs:
         return ProofSection((_nothing_to_prove(run),), None, None, (), untested)
     intro = [
@@ -82,6 +84,22 @@ def proof_section(run: Run, terms: Terms) -> ProofSection:
         proofs=tuple(_proof(rung, certificate, run, terms) for rung, certificate in pairs),
         untested=untested,
     )
+
+
+def _without_samples(run: Run, terms: Terms) -> list[str]:
+    said = ["Nothing was certified: there were no samples. What holds on synthetic ones may not hold on real ones."]
+    checks = [(rung.candidate.name, rung.check) for rung in run.ladder if rung.check is not None]
+    said += [
+        f"{name}: on {q.plural(check.n, 'synthetic sample')} that no decision of the search saw, the output "
+        f"`{check.output}` is off by {terms.loss(check.error)} of its standard deviation (root mean square; "
+        f"{terms.loss(check.tolerance)} allowed), and the first output decides the same on "
+        f"{q.share(check.agreement)} of them."
+        for name, check in checks
+    ]
+    if run.chosen == 0:
+        said.append("The default is the untouched model, which loses nothing.")
+    said.append("A few hundred unlabelled samples in `--data` would bound how often the answer changes.")
+    return said
 
 
 def _nothing_to_prove(run: Run) -> str:

@@ -26,8 +26,12 @@ def summary(run: Run, *, files: Mapping[str, str] = _NO_FILES) -> str:
     rows = [("", "candidate", "median", "p99", "speed", "size", terms.lost)]
     for line in ladder(run, terms):
         speed = f"{line.speed} ({line.speed_range})" if line.speed_range else line.speed
-        tested = line.status in {"passed", "failed"}
-        bound = f"{line.bound}, {line.status_text.lower()} at {line.bound_note}" if tested else line.bound
+        if terms.synthetic and line.status != "original":
+            bound = f"{line.bound} {line.bound_note}, {line.status_text.lower()}"
+        elif line.status in {"passed", "failed"}:
+            bound = f"{line.bound}, {line.status_text.lower()} at {line.bound_note}"
+        else:
+            bound = line.bound
         rows.append(("*" if line.chosen else "", line.name, line.median, line.p99, speed, line.size, bound))
     parts = [_one_line(run.verdict), "", *_table(rows), "", *_accuracy(run), _footer(run)]
     parts += [f"note: {_one_line(note)}" for note in run.notes]

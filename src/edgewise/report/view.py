@@ -195,7 +195,7 @@ def _status(run: Run) -> tuple[str, str]:
         return "original", "Untouched model"
     if rung.certified and rung.certificate is not None:
         return "passed", f"Certified with {q.confidence(rung.certificate.confidence)} confidence"
-    return "failed", "Not certified"
+    return "failed", "Not certified: no samples" if run.data.synthetic else "Not certified"
 
 
 def _changes_say(groups: tuple[Group, ...]) -> str:
@@ -261,7 +261,7 @@ def _data_facts(run: Run) -> Facts:
     data = run.data
     labels = "yes" if data.labelled else "none: answers are compared with those of the original"
     return (
-        ("Source", data.source),
+        ("Source", "none: synthetic samples" if data.synthetic else data.source),
         ("SHA-256", data.sha256),
         ("Samples", q.count(data.n)),
         ("Labels", labels),
@@ -277,6 +277,8 @@ def _splits(run: Run) -> SplitBar:
         ("c1", "Select", data.select, "the search compares candidates on it"),
         ("c2", "Certify", data.certify, "the certificate; no decision of the search saw them"),
     )
+    if data.synthetic:
+        parts = (*parts[:2], ("c2", "Compare", data.certify, "the last comparison; no certificate"))
     bar = stack([Part(number, kind, f"{name}\n{q.plural(number, 'sample')}") for kind, name, number, _ in parts])
     return SplitBar(bar, tuple((kind, name, q.count(number), what) for kind, name, number, what in parts))
 

@@ -119,12 +119,14 @@ class Terms:
         percent: Whether its value is written in per cent.
         unit: Unit of a loss: `points`, `%` (of the original's value) or `% of answers` (that changed).
         flips: Whether there are no labels, so that what is bounded is the share of answers that change.
+        synthetic: Whether there were no samples, so that the outputs were compared on synthetic ones.
     """
 
     metric: str
     percent: bool
     unit: str
     flips: bool
+    synthetic: bool = False
 
     @classmethod
     def of(cls, run: Run) -> Terms:
@@ -135,6 +137,8 @@ class Terms:
         """
         certificates = [rung.certificate for rung in run.ladder if rung.certificate is not None]
         metric = run.data.metric
+        if run.data.synthetic:
+            return cls(metric=metric, percent=False, unit="%", flips=False, synthetic=True)
         if certificates:
             flips = certificates[0].claim == "flip-rate"
             relative = certificates[0].relative
@@ -159,5 +163,7 @@ class Terms:
 
     @property
     def lost(self) -> str:
-        """What a loss is a loss of: `top1 lost`, or `answers changed`."""
+        """What a loss is a loss of: `top1 lost`, or `answers changed`, or `outputs off` without samples."""
+        if self.synthetic:
+            return "outputs off"
         return "answers changed" if self.flips else f"{self.metric} lost"
