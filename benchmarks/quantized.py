@@ -39,12 +39,14 @@ def graph_of(model: ir.Model, samples: Sequence[Feeds], scheme: str, backend: st
     """Return what `edgewise.quantize` makes.
 
     Raises:
-        ToolError: If it refuses.
+        ToolError: If it refuses or fails.
     """
     try:
         return quantize(model, samples, scheme, backend=backend, **options)
     except EdgewiseError as error:
         raise ToolError(f"{ours(backend, scheme)}: {error.message}") from error
+    except Exception as error:  # a fault of ours is a row that is missed, and costs no other row
+        raise ToolError(f"{ours(backend, scheme)}: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def artifact_of(
