@@ -63,8 +63,8 @@ def test_quantize_takes_arrays_by_name_and_any_iterable() -> None:
 
 
 def test_quantize_refuses_what_cannot_be() -> None:
-    with pytest.raises(RecipeError, match="w4a8"):
-        edgewise.quantize(conv_net(), pictures(), "w4a8")
+    with pytest.raises(RecipeError, match="w5a8"):
+        edgewise.quantize(conv_net(), pictures(), "w5a8")
     with pytest.raises(RecipeError, match="A backend has to be one of"):
         edgewise.quantize(conv_net(), pictures(), backend="tpu")
     with pytest.raises(RecipeError, match="range"):

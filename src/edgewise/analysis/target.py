@@ -23,6 +23,7 @@ class Target:
         float_output_operators: Operators of `quantized_operators` whose 8-bit kernel can also give float32. The output
             of any other gets a Q/DQ pair even where only float operators read it: without, its kernel would be float.
         exact_product_source: How `exact_product_bits` is known: `measured`, or why it was not.
+        stored_weight_bits: Widths in which its files can hold integer weights that are dequantized again.
     """
 
     backend: str
@@ -34,3 +35,4 @@ class Target:
     width_steps: int
     float_output_operators: frozenset[str] = frozenset()
     exact_product_source: str = ""
+    stored_weight_bits: frozenset[int] = frozenset({4, 8})

@@ -34,6 +34,8 @@ class ArtifactSpec(Record, frozen=True, kw_only=True):
         inputs: Inputs in order.
         outputs: Outputs in order.
         files: SHA-256 of every file, by name relative to the artifact's folder.
+        float_weights: Whether integer weights are to become float ones once, when the artifact is opened, rather than
+            in each run. `compile` decides: it knows the graph.
     """
 
     backend: str
@@ -41,6 +43,7 @@ class ArtifactSpec(Record, frozen=True, kw_only=True):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     files: dict[str, str]
+    float_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,18 @@ class Artifact:
         options: RunOptions,
         inputs: tuple[Port, ...],
         outputs: tuple[Port, ...],
+        float_weights: bool = False,
     ) -> Artifact:
         """Return the artifact that consists of `files`."""
         hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-        spec = ArtifactSpec(backend=backend, options=options, inputs=inputs, outputs=outputs, files=hashes)
+        spec = ArtifactSpec(
+            backend=backend,
+            options=options,
+            inputs=inputs,
+            outputs=outputs,
+            files=hashes,
+            float_weights=float_weights,
+        )
         return cls(spec, dict(files))
 
     @property

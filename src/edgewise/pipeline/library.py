@@ -85,7 +85,7 @@ def quantize(
 
     with closing(open_judge(observe(fused, names), RunOptions())) as session:
         statistics = collect(session.run, feeds(), names)
-    decided = plan(fused, statistics, target, Quantize(ranges=ranges))
+    decided = plan(fused, statistics, target, Quantize(scheme=scheme, ranges=ranges))
     if not decided.nodes:
         raise RecipeError("No node of this model can be quantized.", hint="`edgewise inspect` says why, node by node.")
     return apply(fused, decided)

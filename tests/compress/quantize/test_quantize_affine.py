@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgewise.compress.quantize.affine import (
     SMALLEST_SCALE,
+    block_scales,
     dequantize_array,
     least_squares_scales,
     parameters,
@@ -113,7 +114,7 @@ def test_symmetric_scales_use_the_whole_width_and_clip_nothing(
     assert ((channels == largest) | (channels == 0)).all()
 
 
-@given(weights, st.sampled_from([None, 0, 1]), st.sampled_from([4, 7, 8]))
+@given(weights, st.sampled_from([None, 0, 1]), st.sampled_from([2, 3, 4, 6, 7, 8]))
 def test_least_squares_scales_are_never_worse_and_never_wider(
     weight: npt.NDArray[np.float32], axis: int | None, bits: int
 ) -> None:
@@ -136,6 +137,67 @@ def test_clipping_an_outlier_pays_at_four_bits() -> None:
     weight = np.concatenate([np.linspace(-1, 1, 999), [1.4]]).astype(np.float32)[None]
     full, best = symmetric_scales(weight, axis=0, bits=4), least_squares_scales(weight, axis=0, bits=4)
     assert best[0] < 0.85 * full[0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("count", [9, 27, 300, 3000])
+def test_few_bits_are_nearly_as_good_as_an_exhaustive_search(bits: int, count: int) -> None:
+    random = np.random.default_rng(count)
+    weight = np.concatenate([random.standard_normal((16, count)), random.laplace(size=(16, count))]).astype(np.float32)
+    largest = 2 ** (bits - 1) - 1
+
+    def error(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        integers = np.clip(np.rint(weight / scales[:, None]), -largest, largest)
+        return np.asarray(np.square(weight - integers * scales[:, None]).sum(axis=1))
+
+    full = symmetric_scales(weight, axis=0, bits=bits)
+    exhaustive = np.min([error(full * np.float32(share)) for share in np.linspace(1, 0.05, 300)], axis=0)
+    assert np.mean(error(least_squares_scales(weight, axis=0, bits=bits)) / exhaustive) < 1.03
+    if bits < 4:
+        # What it is about: without clipping, most of a long row rounds to zero.
+        assert np.mean(error(full) / exhaustive) > 1.2
+
+
+@given(weights, st.integers(1, 6), st.sampled_from([2, 4, 8]), st.data())
+def test_blocks_are_channels_of_their_own(
+    weight: npt.NDArray[np.float32], block: int, bits: int, data: st.DataObject
+) -> None:
+    axis = data.draw(st.integers(0, weight.ndim - 1))
+    shared = data.draw(st.sets(st.sampled_from([k for k in range(weight.ndim) if k != axis])))
+    scales = block_scales(weight, axis=axis, block=block, shared=tuple(sorted(shared)), bits=bits)
+    count = -(-weight.shape[axis] // block)
+    expected = [count if k == axis else 1 if k in shared else size for k, size in enumerate(weight.shape)]
+    assert scales.shape == tuple(expected)
+    for index in np.ndindex(scales.shape):
+        part = weight[
+            tuple(
+                slice(where * block, (where + 1) * block) if k == axis else slice(None) if k in shared else where
+                for k, where in enumerate(index)
+            )
+        ]
+        alone = least_squares_scales(part, axis=None, bits=bits)
+        # A sum's terms come in another order, so that of two thresholds that are as good the other one may be chosen.
+        steps = np.array([alone, scales[index]], np.float32)[:, None]
+        largest = 2 ** (bits - 1) - 1
+        rounded = np.clip(np.rint(part.reshape(1, -1) / steps), -largest, largest) * steps
+        errors = np.square((part.reshape(1, -1) - rounded).astype(np.float64)).sum(axis=1)
+        assert errors[1] == pytest.approx(errors[0], rel=2**-16, abs=2**-18 * float(np.square(part).sum()) + 1e-30)
+
+
+def test_blocks_agree_with_onnx() -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 10, 2, 2)).astype(np.float32)
+    scales = block_scales(weight, axis=1, block=4, shared=(2, 3), bits=4)
+    integers = quantize_array(weight, scales, 0, np.int8, axis=1, block=4)
+    node = helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=1, block_size=4)
+    infos = [
+        helper.make_tensor_value_info("q", TensorProto.INT8, weight.shape),
+        helper.make_tensor_value_info("s", TensorProto.FLOAT, (3, 3, 2, 2)),
+    ]
+    graph = helper.make_graph([node], "g", infos, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    spread = np.broadcast_to(scales, (3, 3, 2, 2)).copy()
+    expected = ReferenceEvaluator(model).run(None, {"q": integers, "s": spread})
+    assert np.array_equal(dequantize_array(integers, scales, 0, axis=1, block=4), expected[0])
 
 
 def test_a_channel_of_zeros_and_a_tiny_one_divide_by_nothing() -> None:

@@ -23,6 +23,7 @@ from edgewise.records.candidate import RunOptions
 from edgewise.records.findings import Decline
 
 _MADE_UP_NAME = re.compile(r'(?P<before><layer id="\d+" name=")(?P<name>(?P<kind>[A-Z][A-Za-z0-9]*)_\d+)"')
+_WIDE = ir.DataType.UINT16, ir.DataType.INT16
 _FAILED_NODE = re.compile(r"<Node\((?P<operator>[^)]*)\): (?P<name>[^>]*)>")
 
 
@@ -54,13 +55,40 @@ def compile_model(model: ir.Model, options: RunOptions, *, precisions: tuple[str
 def why_not(model: ir.Model) -> tuple[Decline, ...]:
     """Return the nodes that OpenVINO's ONNX reader or its CPU plugin refuses, each with OpenVINO's reason.
 
-    Where it is not one node's fault, one finding for the whole model.
+    Where it is not one node's fault, one finding for the whole model. Quantization to 16 bits is refused here, because
+    OpenVINO does not say that it leaves it out.
     """
+    if wide := _wide_quantization(model):
+        return wide
     words = _refusal(model)
     if words is None:
         return ()
     nodes = refused_nodes(model, "openvino", lambda alone: None if (said := _refusal(alone)) is None else trimmed(said))
     return nodes or _nodes_named_in(words, model) or _recurrent_nodes(words, model) or (_whole(words),)
+
+
+def _wide_quantization(model: ir.Model) -> tuple[Decline, ...]:
+    """Return the nodes that quantize to 16 bits.
+
+    The CPU plugin takes them out of the graph, and with them their saturation: outputs leave their range (measured with
+    2026.4.1: 11.6 where 4.0 is the end). It may go with the version in which
+    `tests/backends/test_backends_openvino_session.py` fails without it.
+    """
+    return tuple(
+        Decline(
+            stage="openvino",
+            node=node_name(node),
+            operator=operator(node),
+            reason="OpenVINO leaves out quantization to 16 bits on a CPU, and values then exceed their range",
+        )
+        for node in model.graph.all_nodes()
+        if node.op_type == "QuantizeLinear" and _is_wide(node)
+    )
+
+
+def _is_wide(node: ir.Node) -> bool:
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return any(value is not None and value.dtype in _WIDE for value in (zero, node.outputs[0]))
 
 
 def _check(options: RunOptions, precisions: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from edgewise.backends.isolation import refused_nodes
 from edgewise.backends.ort import session
+from edgewise.backends.ort.integer_weights import wants_float_weights
 from edgewise.backends.ports import input_ports, output_ports
 from edgewise.backends.protocol import Artifact
 from edgewise.backends.serialization import onnx_files
@@ -32,6 +33,7 @@ def compile_model(model: ir.Model, options: RunOptions) -> Artifact:
         options=options,
         inputs=input_ports(model),
         outputs=output_ports(model),
+        float_weights=wants_float_weights(model),
     )
     session.OrtSession(artifact).close()
     return artifact

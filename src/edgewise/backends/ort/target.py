@@ -50,4 +50,5 @@ def describe(backend: Backend) -> Target:
         float_types=("float32",),
         width_steps=16 if x86 else 8,
         float_output_operators=GIVES_FLOAT,
+        stored_weight_bits=frozenset({2, 4, 8}),
     )

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Final, TypeAlias
+
 import numpy as np
 import onnx_ir as ir
 
-from edgewise.compress.quantize import affine, operators
-from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight
+from edgewise.compress.quantize import operators
+from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, integers_of, scales_of
 from edgewise.errors import ContractError, ModelError
+from edgewise.formats.opset import raise_opset
 from edgewise.records.arrays import StoredArray
 from edgewise.records.tensors import Array
 
-_LEAST_OPSET = 13  # the first in which QuantizeLinear has an axis
+_LEAST_OPSET: Final = 13  # the first in which QuantizeLinear has an axis
+_OPSET_OF_TYPE: Final = {16: 21, 8: _LEAST_OPSET, 4: 21, 2: 25}
+"""The first opset in which integers of so many bits can be quantized and dequantized."""
+_OPSET_OF_BLOCKS: Final = 21
+
+_TYPES: Final = {8: ir.DataType.INT8, 4: ir.DataType.INT4, 2: ir.DataType.INT2}
+
+_Key: TypeAlias = tuple[str, int | None, int, tuple[float, ...], StoredArray | None, StoredArray | None]
 
 
 def apply(model: ir.Model, plan: Plan) -> ir.Model:
     """Return a copy of `model` that is quantized as `plan` says; whatever stays as it was is shared.
+
+    16-bit activations, 4-bit weights and blocks need opset 21, 2-bit weights opset 25: the copy is raised to what it
+    needs.
 
     Args:
         model: The model for which the plan was made; not changed.
         plan: The plan.
 
     Raises:
-        ModelError: If the model's opset is older than 13.
+        ModelError: If the model's opset is older than 13, or cannot be raised as far as the plan needs.
         ContractError: If the plan names a tensor or node that the model does not have.
     """
     opset = model.graph.opset_imports.get("", 0)
@@ -31,7 +44,8 @@ def apply(model: ir.Model, plan: Plan) -> ir.Model:
             f"A model has to have opset {_LEAST_OPSET} or newer to be quantized. Received opset {opset}.",
             hint="Convert it with `onnx.version_converter`, or export it again with a newer opset.",
         )
-    copy = model.clone()
+    raised = raise_opset(model, _needed_opset(plan))
+    copy = model.clone() if raised is model else raised
     writer = _Writer(copy, plan)
     for tensor in plan.tensors:
         writer.quantize_tensor(tensor)
@@ -39,6 +53,15 @@ def apply(model: ir.Model, plan: Plan) -> ir.Model:
         writer.quantize_weight(weight)
     writer.remove_unused()
     return copy
+
+
+def _needed_opset(plan: Plan) -> int:
+    needed = [_LEAST_OPSET, *(_OPSET_OF_TYPE[weight.stored_bits] for weight in plan.weights)]
+    if plan.activation_type in {"uint16", "int16"}:
+        needed.append(_OPSET_OF_TYPE[16])
+    if any(weight.block for weight in plan.weights):
+        needed.append(_OPSET_OF_BLOCKS)
+    return max(needed)
 
 
 class _Writer:
@@ -55,7 +78,7 @@ class _Writer:
             if node.outputs[0].name:
                 self.nodes[node.outputs[0].name] = node
         self.names = _names(model)
-        self.shared: dict[tuple[str, int | None, tuple[float, ...], StoredArray | None], ir.Value] = {}
+        self.shared: dict[_Key, ir.Value] = {}
         self.replaced: list[ir.Value] = []
 
     def quantize_tensor(self, tensor: QuantizedTensor) -> None:
@@ -97,23 +120,65 @@ class _Writer:
         """Put integers and a DequantizeLinear in place of the weights and the bias of a node."""
         node = self._node(weight.node)
         value = self._value(weight.name)
-        key = (weight.name, weight.axis, weight.scales, weight.integers)
+        key = (weight.name, weight.axis, weight.block, weight.scales, weight.block_scales, weight.integers)
         if key not in self.shared:
             # Weights that several nodes read are stored once; the first reader in the plan is the first in the graph.
             self.shared[key] = self._dequantized_weight(weight, node)
         self.replaced.append(value)
         node.replace_input_with(weight.slot, self.shared[key])
-        if weight.bias_slot is not None:
+        if weight.bias_slot is None:
+            return
+        if weight.activation in self.scales:
             self._quantize_bias(node, weight, weight.bias_slot)
+        elif weight.bias_shift:
+            self._shift_bias(node, weight, weight.bias_slot)
 
     def _dequantized_weight(self, weight: QuantizedWeight, reader: ir.Node) -> ir.Value:
-        scales = np.array(weight.scales if weight.axis is not None else weight.scales[0], np.float32)
-        if weight.integers is not None:
-            integers = weight.integers.numpy()
+        integers = integers_of(weight, self._constant(self._value(weight.name)))
+        if weight.block_scales is not None:
+            return self._dequantized_blocks(weight, integers, reader)
+        stored = integers.astype(_TYPES[weight.stored_bits].numpy())
+        # Without activations that kernels multiply them with, nobody needs a zero point: it would only take room.
+        zero = weight.activation in self.scales
+        return self._dequantize(weight.name, stored, scales_of(weight), weight.axis, before=reader, zero=zero)
+
+    def _dequantized_blocks(self, weight: QuantizedWeight, integers: Array, reader: ir.Node) -> ir.Value:
+        """Store integers with one scale for each block.
+
+        Those of a Conv are stored as a matrix, because ONNX has no scale that is shared along two axes: it would have
+        to be stored once for each weight of a kernel.
+        """
+        shape, scales, block = integers.shape, scales_of(weight), weight.block
+        is_kernel = len(shape) > 2 and weight.axis == 0 and weight.block_axis == 1
+        if is_kernel:
+            block *= int(np.prod(shape[2:]))
+            integers, scales = integers.reshape(shape[0], -1), scales.reshape(shape[0], -1)
         else:
-            values, largest = self._constant(self._value(weight.name)), 2 ** (weight.bits - 1) - 1
-            integers = np.clip(affine.quantize_array(values, scales, 0, np.int8, axis=weight.axis), -largest, largest)
-        return self._dequantize(weight.name, integers, scales, weight.axis, before=reader)
+            spread = [scales.shape[k] if k == weight.block_axis else size for k, size in enumerate(shape)]
+            scales = np.broadcast_to(scales, spread)
+        stored = integers.astype(_TYPES[weight.stored_bits].numpy())
+        value = self._dequantize(
+            weight.name, stored, np.ascontiguousarray(scales), weight.block_axis, before=reader, zero=False, block=block
+        )
+        if not is_kernel:
+            return value
+        target = self._initializer(f"{weight.name}_shape", np.array(shape, np.int64))
+        reshape = ir.node("Reshape", [value, target])
+        self._describe(reshape, f"{weight.name}_kernel", ir.DataType.FLOAT, ir.Shape(shape))
+        self.graph.insert_before(reader, reshape)
+        return reshape.outputs[0]
+
+    def _shift_bias(self, node: ir.Node, weight: QuantizedWeight, slot: int) -> None:
+        """Add the plan's shift to a bias that stays float."""
+        old = node.inputs[slot] if len(node.inputs) > slot else None
+        shift = np.array(weight.bias_shift)
+        bias = shift if old is None else self._constant(old).astype(np.float64) + shift
+        name = f"{node.outputs[0].name}_bias" if old is None or not old.name else f"{old.name}_shifted"
+        if old is not None:
+            self.replaced.append(old)
+        if len(node.inputs) <= slot:
+            node.resize_inputs(slot + 1)
+        node.replace_input_with(slot, self._initializer(name, bias.astype(np.float32)))
 
     def _quantize_bias(self, node: ir.Node, weight: QuantizedWeight, slot: int) -> None:
         old = node.inputs[slot] if len(node.inputs) > slot else None
@@ -134,12 +199,25 @@ class _Writer:
             node.resize_inputs(slot + 1)
         node.replace_input_with(slot, value)
 
-    def _dequantize(self, name: str, integers: Array, scales: Array, axis: int | None, *, before: ir.Node) -> ir.Value:
+    def _dequantize(
+        self,
+        name: str,
+        integers: Array,
+        scales: Array,
+        axis: int | None,
+        *,
+        before: ir.Node,
+        zero: bool = True,
+        block: int = 0,
+    ) -> ir.Value:
         """Store `integers` and return their real numbers, which a new node computes just before `before`."""
-        stored = self._initializer(f"{name}_quantized", integers)
-        scale = self._initializer(f"{name}_scale", scales)
-        zero = self._initializer(f"{name}_zero_point", np.zeros(scales.shape, integers.dtype))
-        node = ir.node("DequantizeLinear", [stored, scale, zero], None if axis is None else {"axis": axis})
+        inputs = [self._initializer(f"{name}_quantized", integers), self._initializer(f"{name}_scale", scales)]
+        if zero:
+            inputs.append(self._initializer(f"{name}_zero_point", np.zeros(scales.shape, integers.dtype)))
+        attributes = {} if axis is None else {"axis": axis}
+        if block:
+            attributes["block_size"] = block
+        node = ir.node("DequantizeLinear", inputs, attributes)
         self._describe(node, f"{name}_dequantized", ir.DataType.FLOAT, ir.Shape(integers.shape))
         self.graph.insert_before(before, node)
         return node.outputs[0]

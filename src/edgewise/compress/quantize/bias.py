@@ -36,14 +36,30 @@ def weight_error_shift(
     """
     largest = 2 ** (bits - 1) - 1
     integers = np.clip(affine.quantize_array(weight, scales, 0, np.int8, axis=operands.axis), -largest, largest)
-    lost = weight - affine.dequantize_array(integers, scales, 0, axis=operands.axis)
+    return lost_means(node, operands, weight - affine.dequantize_array(integers, scales, 0, axis=operands.axis), means)
+
+
+def lost_means(
+    node: ir.Node, operands: Weighted, lost: Array, means: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float64] | None:
+    """Return the mean of each output channel of `node` that its weights lose with `lost`, which was taken from them.
+
+    Args:
+        node: A Conv or Gemm.
+        operands: Its operands.
+        lost: The weights minus those that take their place, float32.
+        means: Mean of each input channel, shape `[C]`.
+
+    Returns:
+        What is to be added to the bias, shape `[M]`; None for other operators.
+    """
     if node.op_type == "Gemm":
         matrix = lost if operands.axis == 0 else lost.T
         return _product(matrix, means)
     if node.op_type != "Conv":
         return None
     groups = int(operators.attribute(node, "group", 1))
-    kernel = lost.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(axis=-1, dtype=np.float64)
+    kernel = lost.reshape(groups, lost.shape[0] // groups, lost.shape[1], -1).sum(axis=-1, dtype=np.float64)
     shift: npt.NDArray[np.float64] = np.einsum("gmc,gc->gm", kernel, means.reshape(groups, -1)).reshape(-1)
     return shift
 

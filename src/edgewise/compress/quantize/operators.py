@@ -19,6 +19,14 @@ RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
 FUSED_ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
 """Activations that become the saturation of the integers: the Q/DQ pair goes behind them."""
 
+_GRAPHS: Final = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+
+_INTEGER: Final = frozenset({
+    "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger",
+    "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul",
+})  # fmt: skip
+"""Operators that compute with integers or hold integer weights; those of ONNX Runtime's own domain, too."""
+
 _BINARY: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -64,6 +72,24 @@ def attribute(node: ir.Node, name: str, default: float) -> float:
     """Return a number among `node`'s attributes."""
     found = node.attributes.get(name)
     return default if found is None else float(found.value)
+
+
+def has_subgraphs(node: ir.Node) -> bool:
+    """Whether `node` is one such as If, Loop or Scan."""
+    return any(kind.type in _GRAPHS for kind in node.attributes.values())
+
+
+def integer_node(model: ir.Model) -> ir.Node | None:
+    """Return the first node that shows that `model` is quantized already, subgraphs included; None if there is none.
+
+    An input that comes as integers and is made float, and an output that is made integers, do not show it.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in _INTEGER or (node.op_type == "DequantizeLinear" and constant(node.inputs[0]) is not None):
+            return node
+        if node.op_type == "QuantizeLinear" and node.outputs[0].uses():
+            return node
+    return None
 
 
 def is_standard(node: ir.Node) -> bool:
@@ -131,15 +157,15 @@ def _checked(node: ir.Node, operands: Weighted) -> Weighted | str:
         return f"its weights `{value.name}` are not constant"
     if constant(node.inputs[operands.activation]) is not None:
         return "all of its operands are constant: folding removes it"
-    return _why_not_weight(weight, value.name or "") or _why_not_bias(node, operands, weight) or operands
+    return why_not_weight(weight, value.name or "") or _why_not_bias(node, operands, weight) or operands
 
 
-def _why_not_weight(weight: Array, name: str) -> str | None:
-    """Return why `weight` cannot be 8-bit."""
+def why_not_weight(weight: Array, name: str) -> str | None:
+    """Return why `weight` cannot become integers."""
     if weight.dtype != np.float32:
         return f"its weights are {weight.dtype}, and only float32 can be quantized"
     if weight.ndim < 2:
-        return "its weights are a vector, for which there is no 8-bit kernel"
+        return "its weights are a vector, and only matrices and kernels are quantized"
     if weight.size == 0:
         return "its weights are empty"
     if not np.isfinite(weight).all():

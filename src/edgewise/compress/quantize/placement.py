@@ -14,6 +14,8 @@ from edgewise.records.findings import Decline
 
 STAGE = "quantize"
 
+QUANTIZED_ALREADY = "the model is quantized already, and is left as it is"
+
 KEPT = "it is kept in float: 8 bits do more damage here than their time is worth"
 
 Edge = tuple[ir.Node, int]
@@ -66,7 +68,13 @@ def place(model: ir.Model, target: Target, *, keep: Collection[str] = ()) -> Pla
     outliers 8 bits cannot hold, stay float.
 
     Operators that only move data are not listed among the declines: they cost the same either way.
+
+    A model that is quantized already is left as it is: its scales are somebody's choice, and what is float in it, too.
     """
+    found = operators.integer_node(model)
+    if found is not None:
+        left = Decline(stage=STAGE, node=label(found), operator=found.op_type, reason=QUANTIZED_ALREADY)
+        return Placement(sites=(), weighted=(), others=(), shared=(), declines=(left,))
     return _Placer(model, target, keep).place()
 
 
@@ -103,7 +111,7 @@ class _Placer:
         """Choose `node` for now, or note why not."""
         if label(node) in self.keep:
             self.reasons[node] = KEPT
-        elif any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+        elif operators.has_subgraphs(node):
             self.reasons[node] = "it has subgraphs, which stay float"
         elif not operators.is_standard(node):
             return
@@ -223,9 +231,6 @@ class _Placer:
             if len(group) > 1
         ]
         return tuple(sorted(shared, key=lambda pair: min(pair[0])))
-
-
-_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 
 def label(node: ir.Node) -> str:

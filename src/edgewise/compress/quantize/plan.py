@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +13,12 @@ from msgspec.structs import replace
 
 from edgewise.analysis.target import Target
 from edgewise.compress.quantize import affine, operators, ranges
-from edgewise.compress.quantize.bias import weight_error_shift
+from edgewise.compress.quantize.bias import lost_means, weight_error_shift
 from edgewise.compress.quantize.operators import Weighted
-from edgewise.compress.quantize.placement import Placement, Site, label, place
+from edgewise.compress.quantize.placement import KEPT, STAGE, Placement, Site, label, place
 from edgewise.compress.quantize.ranges import Range
 from edgewise.compress.quantize.recipe import Scheme
+from edgewise.compress.quantize.weight_only import StoredWeight, store_weights
 from edgewise.compress.statistics import Statistics, TensorStatistics
 from edgewise.errors import ContractError
 from edgewise.records.arrays import StoredArray
@@ -25,6 +26,10 @@ from edgewise.records.candidate import HistogramMethod, Quantize, RangeMethod
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Array
+
+ActivationType: TypeAlias = Literal["uint8", "int8", "uint16", "int16", "float32"]
+
+_WIDE: Final[dict[str, ActivationType]] = {"uint8": "uint16", "int8": "int16"}
 
 _LARGEST_BIAS: Final = 2**30
 """Half of what int32 holds: the accumulator, to which the bias is added, needs room as well."""
@@ -43,7 +48,7 @@ class Reader(Record, frozen=True, kw_only=True):
 
 
 class QuantizedTensor(Record, frozen=True, kw_only=True):
-    """An activation that becomes 8-bit: real = `scale` x (integer - `zero_point`).
+    """An activation that becomes integers: real = `scale` x (integer - `zero_point`).
 
     Attributes:
         name: The tensor.
@@ -59,17 +64,25 @@ class QuantizedTensor(Record, frozen=True, kw_only=True):
 
 
 class QuantizedWeight(Record, frozen=True, kw_only=True):
-    """The weights of one node, which become symmetric 8-bit integers, and its bias, which becomes int32.
+    """The weights of one node, which become symmetric integers: real = scale x integer.
+
+    Where `activation` is one of the plan's tensors, the bias becomes int32 in steps of the product of both scales; else
+    it stays float.
 
     Attributes:
         node: Name of the node's first output, which is unique.
         slot: Input index of the weights.
         name: The weights.
         axis: Axis of the output channels in the weights, or None for one scale.
-        bits: Width of the integers; they are stored as int8.
-        scales: One scale for each channel, or a single one.
+        bits: Width of the integers, which are within +-(2^(bits-1) - 1).
+        stored_bits: Width in which they are stored, >= `bits`: 8, or 4 or 2 for weights that are dequantized.
+        scales: One scale for each channel, or a single one; empty with blocks.
+        block: Input channels that share a scale, or 0 where scales are those of `scales`.
+        block_axis: Axis of the input channels in the weights, which is cut into blocks; None without.
+        block_scales: Scales of blocks, float32, with the axes of the weights: as many entries on `block_axis` as there
+            are blocks, one on each axis of a kernel; None without blocks.
         integers: The integers where they were chosen one by one, int8, shape of the weights; None for the nearest ones.
-        activation: The tensor with which the weights are multiplied.
+        activation: The tensor with which the weights are multiplied, or which selects rows of them.
         bias_slot: Input index of the bias, or None where the node has none and gets none.
         bias_shift: Added to each channel's bias to undo the mean error that rounding the weights makes; empty for none.
     """
@@ -79,7 +92,11 @@ class QuantizedWeight(Record, frozen=True, kw_only=True):
     name: str
     axis: int | None
     bits: int
+    stored_bits: int = 8
     scales: tuple[float, ...]
+    block: int = 0
+    block_axis: int | None = None
+    block_scales: StoredArray | None = None
     integers: StoredArray | None = None
     activation: str
     bias_slot: int | None
@@ -93,21 +110,69 @@ class Plan(Record, frozen=True, kw_only=True):
         scheme: Name of the scheme.
         ranges: How ranges were chosen.
         backend: The target's backend.
-        activation_type: Element type of 8-bit activations.
-        tensors: Activations that become 8-bit, in graph order.
-        weights: Weights that become 8-bit, in graph order.
-        nodes: All nodes that become 8-bit, by name, in graph order.
-        declines: Nodes that stay float, and why.
+        activation_type: Element type of quantized activations; `float32` where weights alone are quantized.
+        tensors: Activations that become integers, in graph order.
+        weights: Weights that become integers, in graph order.
+        nodes: All nodes that are quantized, by name, in graph order.
+        declines: Nodes that stay float or get more bits than asked for, and why.
     """
 
     scheme: str
     ranges: RangeMethod
     backend: str
-    activation_type: Literal["uint8", "int8"]
+    activation_type: ActivationType
     tensors: tuple[QuantizedTensor, ...]
     weights: tuple[QuantizedWeight, ...]
     nodes: tuple[str, ...]
     declines: tuple[Decline, ...]
+
+
+def scales_of(weight: QuantizedWeight) -> npt.NDArray[np.float32]:
+    """Return the scales: shape `[C]` along `axis`, `[]` without an axis, or that of `block_scales` with blocks."""
+    if weight.block_scales is not None:
+        return weight.block_scales.numpy().astype(np.float32)
+    return np.array(weight.scales if weight.axis is not None else weight.scales[0], np.float32)
+
+
+def integers_of(weight: QuantizedWeight, values: Array) -> Array:
+    """Return the integers that stand for `values`, int8, of the same shape: those of the plan, or the nearest ones."""
+    if weight.integers is not None:
+        return weight.integers.numpy()
+    axis, largest = weight.block_axis if weight.block else weight.axis, 2 ** (weight.bits - 1) - 1
+    nearest = affine.quantize_array(values, scales_of(weight), 0, np.int8, axis=axis, block=weight.block)
+    integers: Array = np.clip(nearest, -largest, largest)
+    return integers
+
+
+def with_integers(
+    weight: QuantizedWeight, integers: Array, scales: Array, bias_shift: Array | None = None
+) -> QuantizedWeight:
+    """Return `weight` with integers that were chosen one by one.
+
+    Args:
+        weight: As it was planned.
+        integers: int8, shape of the weights.
+        scales: Of the shape that `scales_of(weight)` has.
+        bias_shift: To be added to the bias, one for each output channel; None leaves what was planned.
+
+    Raises:
+        ContractError: If there are other scales than planned, or integers of more bits.
+    """
+    if scales.shape != scales_of(weight).shape or np.abs(integers.astype(np.int16)).max(initial=0) >= 2 ** (
+        weight.bits - 1
+    ):
+        raise ContractError(
+            f"Integers have to have at most {weight.bits} bits, and scales the shape {scales_of(weight).shape}. "
+            f"Received scales of shape {scales.shape} for `{weight.name}`."
+        )
+    changed = replace(weight, integers=StoredArray.of(integers.astype(np.int8)))
+    if weight.block:
+        changed = replace(changed, block_scales=StoredArray.of(scales.astype(np.float32)))
+    else:
+        changed = replace(changed, scales=tuple(float(scale) for scale in np.atleast_1d(scales)))
+    if bias_shift is None:
+        return changed
+    return replace(changed, bias_shift=tuple(float(value) for value in bias_shift))
 
 
 def observed_tensors(model: ir.Model, target: Target) -> dict[str, int | None]:
@@ -135,7 +200,8 @@ def plan(
         statistics: Of `observed_tensors(model, target)`.
         target: Where the model will run.
         step: What was asked for.
-        chosen: The range of every tensor by name; None chooses each from its own histogram by `step.ranges`.
+        chosen: The range of every tensor by name; None chooses each from its own histogram by `step.ranges`, or takes
+            the whole range for 16-bit activations, for which clipping buys nothing. Not looked at for weights alone.
         keep: Nodes that stay float, by `placement.label`.
 
     Returns:
@@ -146,15 +212,20 @@ def plan(
         ContractError: If a tensor's statistics are missing.
     """
     scheme = Scheme.parse(step.scheme)
+    if scheme.is_weight_only:
+        return _weights_alone(model, statistics, target, scheme, keep)
+    is_wide = scheme.activation_bits == 16
+    activation_type = _WIDE[target.activation_type] if is_wide else target.activation_type
     placement = place(model, target, keep=keep)
     if chosen is None:
-        if step.ranges == "output":
+        method = "min-max" if is_wide else step.ranges
+        if method == "output":
             raise ContractError("Ranges by the error at the output are chosen before a plan is made (`choose_ranges`).")
-        method = step.ranges
         chosen = {name: seen.range(method) for name, seen in _statistics(placement, statistics).items()}
-    tensors = tuple(_tensor(site, chosen, target) for site in placement.sites)
+    tensors = tuple(_tensor(site, chosen, activation_type) for site in placement.sites)
     scales = {tensor.name: tensor.scale for tensor in tensors}
-    bits = min(scheme.weight_bits, target.exact_product_bits)
+    # Only 8-bit products are summed in pairs.
+    bits = scheme.weight_bits if is_wide else min(scheme.weight_bits, target.exact_product_bits)
     weights = tuple(
         _weight(node, operands, bits=bits, scales=scales, statistics=statistics)
         for node, operands in placement.weighted
@@ -164,7 +235,7 @@ def plan(
         scheme=str(scheme),
         ranges=step.ranges,
         backend=target.backend,
-        activation_type=target.activation_type,
+        activation_type=activation_type,
         tensors=tensors,
         weights=weights,
         nodes=tuple(label(node) for node in model.graph if node in integer),
@@ -181,6 +252,8 @@ def keep_float(model: ir.Model, whole: Plan, target: Target, keep: Collection[st
         target: The target for which it was made.
         keep: Nodes, by `placement.label`; those that `whole` does not quantize are of no effect.
     """
+    if whole.activation_type == "float32":
+        return _keep_weights_float(model, whole, keep)
     placement = place(model, target, keep=keep)
     scales = {tensor.name: tensor for tensor in whole.tensors}
     sites = {_name(site.value): site for site in placement.sites}
@@ -192,6 +265,84 @@ def keep_float(model: ir.Model, whole: Plan, target: Target, keep: Collection[st
         weights=tuple(weight for weight in whole.weights if weight.node in weighted),
         nodes=tuple(label(node) for node in model.graph if node in integer),
         declines=placement.declines,
+    )
+
+
+def _weights_alone(
+    model: ir.Model, statistics: Statistics, target: Target, scheme: Scheme, keep: Collection[str]
+) -> Plan:
+    """Return the plan for a scheme without activations; of `statistics` it takes what there is."""
+    stored, declines = store_weights(model, scheme, target.stored_weight_bits, keep=keep)
+    return Plan(
+        scheme=str(scheme),
+        ranges="min-max",
+        backend=target.backend,
+        activation_type="float32",
+        tensors=(),
+        weights=tuple(_stored_weight(item, statistics) for item in stored),
+        nodes=tuple(label(item.node) for item in stored),
+        declines=declines,
+    )
+
+
+def _stored_weight(item: StoredWeight, statistics: Statistics) -> QuantizedWeight:
+    node, layout = item.node, item.layout
+    value, activation = operators.required(node.inputs[layout.slot]), _name(node.inputs[layout.activation])
+    weight = operators.constant(value)
+    if weight is None:
+        raise ContractError(f"The weights of `{label(node)}` have to be constant: `store_weights` chose them.")
+    planned = QuantizedWeight(
+        node=_name(node.outputs[0]),
+        slot=layout.slot,
+        name=value.name or "",
+        axis=layout.axis,
+        bits=item.bits,
+        stored_bits=item.stored_bits,
+        scales=(),
+        activation=activation,
+        bias_slot=_bias_slot(node),
+    )
+    if item.block:
+        blocks = affine.block_scales(
+            weight, axis=layout.input_axis, block=item.block, shared=layout.kernel, bits=item.bits
+        )
+        planned = replace(planned, block=item.block, block_axis=layout.input_axis, block_scales=StoredArray.of(blocks))
+    else:
+        scales = affine.least_squares_scales(weight, axis=layout.axis, bits=item.bits)
+        planned = replace(planned, scales=tuple(float(scale) for scale in scales))
+    seen = statistics.tensors.get(activation)
+    if planned.bias_slot is None or seen is None or seen.channel_means is None:
+        return planned
+    return replace(planned, bias_shift=_float_shift(node, planned, weight, seen.channel_means))
+
+
+def _bias_slot(node: ir.Node) -> int | None:
+    """Return the input index of the bias that integers may shift, or None where a shift would not arrive as it is."""
+    operands = operators.weighted(node) if node.op_type in operators.WEIGHTED else ""
+    return None if isinstance(operands, str) else operands.bias
+
+
+def _float_shift(node: ir.Node, planned: QuantizedWeight, weight: Array, means: Array) -> tuple[float, ...]:
+    """Return what rounding takes from the means of the outputs of `node`; empty where that is not defined."""
+    operands = operators.weighted(node)
+    if isinstance(operands, str) or operands.axis != planned.axis:
+        return ()
+    axis = planned.block_axis if planned.block else planned.axis
+    integers = integers_of(planned, weight)
+    lost = weight - affine.dequantize_array(integers, scales_of(planned), 0, axis=axis, block=planned.block)
+    shift = lost_means(node, operands, lost, means)
+    return () if shift is None else tuple(float(number) for number in shift)
+
+
+def _keep_weights_float(model: ir.Model, whole: Plan, keep: Collection[str]) -> Plan:
+    kept = [node for node in model.graph if label(node) in keep and label(node) in whole.nodes]
+    outputs = {_name(node.outputs[0]) for node in kept}
+    reasons = tuple(Decline(stage=STAGE, node=label(node), operator=node.op_type, reason=KEPT) for node in kept)
+    return replace(
+        whole,
+        weights=tuple(weight for weight in whole.weights if weight.node not in outputs),
+        nodes=tuple(name for name in whole.nodes if name not in keep),
+        declines=(*whole.declines, *reasons),
     )
 
 
@@ -224,11 +375,11 @@ def _statistics(placement: Placement, statistics: Statistics) -> Mapping[str, _S
     }
 
 
-def _tensor(site: Site, chosen: Mapping[str, Range], target: Target) -> QuantizedTensor:
+def _tensor(site: Site, chosen: Mapping[str, Range], activation_type: ActivationType) -> QuantizedTensor:
     if _name(site.value) not in chosen:
-        raise ContractError(f"Every tensor that becomes 8-bit needs a range, but `{_name(site.value)}` has none.")
+        raise ContractError(f"Every tensor that becomes integers needs a range, but `{_name(site.value)}` has none.")
     low, high = chosen[_name(site.value)]
-    scale, zero_point = affine.parameters(low, high, target.activation_type)
+    scale, zero_point = affine.parameters(low, high, activation_type)
     return QuantizedTensor(name=_name(site.value), scale=scale, zero_point=zero_point, readers=_readers(site))
 
 
