@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import onnx_ir as ir
 
+from edgewise.analysis.values import with_inferred_shapes
 from edgewise.backends import registry
 from edgewise.compress.quantize.causes import Cause, diagnose, tapped
 from edgewise.compress.quantize.operators import RECURRENT, WEIGHTED
@@ -143,6 +144,7 @@ def culprits(
     """
     if timing.worst and timing.budget_s <= 0:
         raise RecipeError(f"`--time` has to be positive. Received {timing.budget_s:g} seconds.")
+    quantized = with_inferred_shapes(quantized)
     original = _closest(reference, quantized)
     nodes = quantized_nodes(quantized)
     progress.stage("Restoring layers", len(nodes) + 2)

@@ -30,6 +30,7 @@ from edgewise.pipeline.copies import Copies, count_copies
 from edgewise.pipeline.deliver import REPORT, deliver
 from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
+from edgewise.pipeline.noise import quantization_noise
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import Request, check
 from edgewise.pipeline.synthetic import synthetic_data
@@ -169,6 +170,7 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         chosen=choice.chosen,
         verdict=finish.verdict(choice),
         notes=(*_notes(job), *exploration.notes, *proof.notes, *notes),
+        noise=quantization_noise(job, choice.ladder[choice.chosen].candidate),
     )
     missed = finish.why_missed(job, choice.ladder[choice.chosen], exploration.outcomes)
     deliver(job, run)

@@ -128,6 +128,60 @@ class Part:
     tip: str
 
 
+@dataclass(frozen=True)
+class Level:
+    """One value of a row of them, with its class and what it says on hover."""
+
+    value: float
+    kind: str
+    tip: str
+
+
+def levels(row: Sequence[Level], axes: tuple[Axis, Axis], frame: Frame) -> str:
+    """Return a stem plot of values one after the other; `axes` say what is counted, and the values' quantity."""
+    drawable = [level for level in row if _plain(level.value)]
+    low, high = padded([0.0, *(level.value for level in drawable)])
+    x = Scale(0.0, max(len(drawable), 1) + 1.0, frame.left, frame.width - frame.right)
+    y = Scale(low, high, frame.height - frame.bottom, frame.top)
+    marks = [tick for tick in ticks(1, x.high, frame.ticks) if tick == round(tick) and tick < x.high]
+    parts = [_grid(x, marks, y, ticks(low, high, 5), axes=axes, frame=frame)]
+    for index, level in enumerate(drawable, 1):
+        at = (x.at(index), y.at(level.value))
+        parts.append(_mark(level.tip, level.kind, [_line(at[0], y.at(0), *at, "whisker"), _circle(*at, 4)], at))
+    return _svg(parts, frame.width, frame.height)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A histogram: left edge of the first bin, width of each, counts; and the range that is told apart in it."""
+
+    start: float
+    width: float
+    counts: tuple[int, ...]
+    low: float
+    high: float
+
+
+def histogram(bins: Bins, tip: str, axes: tuple[Axis, Axis], frame: Frame) -> str:
+    """Return a histogram whose heights are logarithms of the counts, with a line at either end of the range."""
+    ends = [bins.start, bins.start + bins.width * len(bins.counts), bins.low, bins.high]
+    low, high = padded(ends if _plain(*ends) else [], 0.02)
+    x = Scale(low, high, frame.left, frame.width - frame.right)
+    top = max(math.log10(1 + max(bins.counts, default=0)), 1.0)
+    y = Scale(0.0, top, frame.height - frame.bottom, frame.top)
+    parts = [_grid(x, ticks(low, high, frame.ticks), y, ticks(0.0, top, 4), axes=axes, frame=frame)]
+    shapes = []
+    for index, count in enumerate(bins.counts if _plain(*ends) else ()):
+        left = bins.start + index * bins.width
+        kind = "part" if left + bins.width > bins.low and left < bins.high else "part outside"
+        height = y.at(math.log10(1 + max(count, 0)))
+        edges = x.at(left), x.at(left + bins.width)
+        shapes.append(_rect(edges[0], height, edges[1] - edges[0], y.start - height, kind))
+    parts.append(_mark(tip, "c0", shapes, None))
+    parts += [_line(x.at(end), frame.top, x.at(end), y.start, "reference") for end in (bins.low, bins.high)]
+    return _svg(parts, frame.width, frame.height)
+
+
 def distribution(curves: Sequence[Curve], axis: Axis, frame: Frame) -> str:
     """Return the empirical distribution functions of `curves`: the share of runs that took at most x.
 

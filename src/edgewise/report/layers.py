@@ -11,6 +11,7 @@ from edgewise.records.measurements import LayerCost
 from edgewise.records.run import Run, Rung
 from edgewise.report import quantities as q
 from edgewise.report.charts import Part, meter, stack
+from edgewise.report.noise import NoiseFigures, noise_figures
 
 TOP: Final = 25
 _OPERATORS: Final = 6
@@ -61,11 +62,13 @@ class LayerSection:
         tables: The default, then the untouched model where that is another one.
         legend: Class and name of each operator type in the bars.
         missing: Why there is nothing for a rung, where there is nothing.
+        noise: The pictures of quantization noise, where it was measured.
     """
 
     tables: tuple[LayerTable, ...]
     legend: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
+    noise: NoiseFigures | None
 
 
 def layer_section(run: Run) -> LayerSection:
@@ -77,6 +80,7 @@ def layer_section(run: Run) -> LayerSection:
         tables=tuple(_table(rung, kinds) for rung in shown),
         legend=_legend(kinds),
         missing=tuple(f"No layer costs were recorded for {r.candidate.name}." for r in rungs if not r.layers),
+        noise=None if run.noise is None else noise_figures(run.noise),
     )
 
 
