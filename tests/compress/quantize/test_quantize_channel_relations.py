@@ -235,6 +235,10 @@ DECLINED: dict[str, tuple[ir.Model, str]] = {
         between_gemms(lambda b, v: b.node("MatMul", v, b.node("Transpose", v, perm=[1, 0]), name="scores"), rest=4),
         "`scores` sums over the channels",
     ),
+    "product with itself": (
+        between_gemms(lambda b, v: b.node("MatMul", b.node("Transpose", v, perm=[1, 0]), v, name="gram")),
+        "is multiplied with a tensor that has its scale",
+    ),
     "constant from the left": (
         between_gemms(lambda b, v: b.node("MatMul", constant(b, 4, 4), v, name="left")),
         "`left` multiplies a constant from the left",
