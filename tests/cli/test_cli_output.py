@@ -178,3 +178,20 @@ def test_the_comparison_says_whether_the_bound_is_kept(bench: Bench, edgewise: C
     assert " samples would show it, if they are like these.\n" in said.out
     said = edgewise("eval", bench.model, bench.other, *data)
     assert "The bound of 1 points is NOT kept.\n" in said.out
+
+
+def test_a_run_without_samples(
+    bench: Bench, edgewise: Callable[..., Said], golden: Callable[..., None], tmp_path: Path
+) -> None:
+    goal = ("--max-size", "1kB", "--budget", "2s", "--backends", "ort")
+    said = edgewise("optimize", bench.model, "--data", "none", *goal, "--out", tmp_path / "out")
+    assert said.code == 2
+    golden("optimize-none", said.out + said.err)
+
+
+def test_a_drop_cannot_be_bounded_without_samples(bench: Bench, edgewise: Callable[..., Said], tmp_path: Path) -> None:
+    said = edgewise("optimize", bench.model, "--data", "none", "--max-drop", "1%", "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "`--max-drop` needs samples, but `--data none` says that there are none" in said.err
+    assert "--tolerance" in said.err
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from edgewise.errors import BackendError
 from edgewise.pipeline.build import Workshop
 from edgewise.pipeline.certify import Opening, certify
 from edgewise.records.candidate import Candidate
+from edgewise.records.certificate import Certificate
 
 
 def test_the_sequence_ends_at_the_first_failure(task: Task) -> None:
@@ -47,5 +48,7 @@ def test_other_runs_are_counted_in_words(task: Task) -> None:
     with job_of(task) as job:
         job.workspace.store.put("certify-set", "", Opening(reused=2))
         proof = certify(job, [FUSED])
-    assert proof.found[0].reused == 2
+    (certificate,) = proof.found
+    assert isinstance(certificate, Certificate)
+    assert certificate.reused == 2
     assert "opened by 2 other runs before" in proof.notes[0]

@@ -65,7 +65,7 @@ def input_moments(
         sizes: Steps of the input along each axis of the window.
     """
     # Channels that never vary would dominate relative errors: they count as if they had a thousandth of the mean.
-    scale = np.asarray(variance + 1e-3 * max(float(variance.mean()), np.finfo(np.float64).tiny), np.float64)
+    scale = np.asarray(variance + 1e-3 * (float(variance.mean()) or 1.0), np.float64)
     means = _means(weights, mean - bias, np.sqrt(scale))
     cut = _cut(weights, sizes)
     found = []
