@@ -27,6 +27,7 @@ def reference(samples: list[tuple[Floats, Floats]]) -> Summary:
     centred = hat - hat.mean(axis=0)
     return Summary(
         len(x),
+        len(samples),
         x.mean(axis=0)[None],
         hat.mean(axis=0)[None],
         (centred.T @ centred / len(x))[None],
@@ -36,7 +37,7 @@ def reference(samples: list[tuple[Floats, Floats]]) -> Summary:
 
 def assert_close(ours: Summary | None, expected: Summary, scale: float) -> None:
     assert ours is not None
-    assert ours.count == expected.count
+    assert (ours.count, ours.samples) == (expected.count, expected.samples)
     # Products of at most 1,024 rows in float32: the bound in the docstring, of the sum of the terms' magnitudes.
     room = 1024 * 2**-24
     spread = np.sqrt(np.einsum("gkk->gk", expected.centred_gram))
@@ -113,8 +114,8 @@ def test_groups_are_apart_and_the_share_of_positions_is_small() -> None:
 
 
 def test_memory_for_held_out_rows_is_bounded() -> None:
-    moments = Moments(Dense(outputs=1, columns=1 << 14), positions=64)
-    x = np.ones((64, 1 << 14), np.float32)
+    moments = Moments(Dense(outputs=1, columns=1 << 12), positions=64)
+    x = np.ones((64, 1 << 12), np.float32)
     moments._fit.add = lambda *_: None  # type: ignore[method-assign]  # the products are of no interest here
     for sample in range(120):
         moments.add(x, x, sample=sample)
@@ -131,6 +132,7 @@ def test_bad_input_is_refused_and_nothing_is_no_moments() -> None:
     assert moments.fit() is None
     assert moments.held_out() is None
     moments.add(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), sample=0)
+    assert moments.samples == 0
     assert moments.all() is None
     with pytest.raises(ContractError, match="one shape"):
         moments.add(np.zeros((1, 2)), np.zeros((2, 2)), sample=0)

@@ -35,6 +35,7 @@ class Summary:
 
     Attributes:
         count: How many rows n, >= 1.
+        samples: How many samples they come from, >= 1.
         mean: Mean of the float inputs, shape `[G, K]`.
         mean_hat: Mean of the quantized inputs, shape `[G, K]`.
         centred_gram: Covariance of the quantized inputs, shape `[G, K, K]`.
@@ -42,6 +43,7 @@ class Summary:
     """
 
     count: int
+    samples: int
     mean: Matrices
     mean_hat: Matrices
     centred_gram: Matrices
@@ -96,6 +98,7 @@ class Moments:
         self._waiting_rows = 0
         self._held: list[tuple[Rows, Rows]] = []
         self._held_rows = 0
+        self._held_samples = 0
         self._width = groups * columns
 
     @property
@@ -119,7 +122,6 @@ class Moments:
             raise ContractError(
                 f"Both inputs of a layer have to have one shape. Received {list(x.shape)} and {list(x_hat.shape)}."
             )
-        self.samples += 1
         room = _HELD_VALUES // self._width
         held = sample % _HELD_EVERY == 1 and self._held_rows < room
         share = min(max(1, room // _HELD_SAMPLES), room - self._held_rows)
@@ -127,6 +129,7 @@ class Moments:
         total = self.unfolding.positions(x.shape)
         if total == 0:
             return
+        self.samples += 1
         chosen = spread(total, most, sample)
         pair = self.unfolding.rows(x, chosen), self.unfolding.rows(x_hat, chosen)
         if not all(np.isfinite(rows).all() for rows in pair):
@@ -137,6 +140,7 @@ class Moments:
         if held:
             self._held.append(pair)
             self._held_rows += len(chosen)
+            self._held_samples += 1
             return
         self._waiting.append(pair)
         self._waiting_rows += len(chosen)
@@ -155,7 +159,7 @@ class Moments:
     def fit(self) -> Summary | None:
         """Return the moments of all rows but those held out; None where there are none."""
         self._flush()
-        return self._fit.summary() if self._fit.count else None
+        return self._fit.summary(self.samples - self._held_samples) if self._fit.count else None
 
     def all(self) -> Summary | None:
         """Return the moments of all rows; None where there are none."""
@@ -167,7 +171,7 @@ class Moments:
         step = min(_BUFFERED_ROWS, max(1, _BUFFERED_VALUES // self._width))
         for start in range(0, len(x), step):
             sums.add(x[start : start + step], x_hat[start : start + step])
-        return sums.summary()
+        return sums.summary(self.samples)
 
 
 class _Sums:
@@ -205,13 +209,13 @@ class _Sums:
         if lost.any():
             self.drift += lost.swapaxes(1, 2) @ moved
 
-    def summary(self) -> Summary:
+    def summary(self, samples: int) -> Summary:
         """Return the moments about the means."""
         total, lost = self.total / self.count, self.lost / self.count
         gram = self.gram / self.count - total[:, :, None] * total[:, None, :]
         drift = self.drift / self.count - lost[:, :, None] * total[:, None, :]
         mean_hat = total + self.shift
-        return Summary(self.count, mean_hat + lost, mean_hat, gram, drift)
+        return Summary(self.count, samples, mean_hat + lost, mean_hat, gram, drift)
 
 
 def _positions(unfolding: Unfolding) -> int:

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from scipy.special import stdtrit
 
 from edgewise.compress import solve
 from edgewise.compress.gram import LARGEST_GRAM, Moments, Summary
@@ -25,7 +26,7 @@ _REFIT_RIDGES: Final = (10.0, 1.0, 0.1, 0.01)
 _DAMPINGS: Final = (0.01, 0.1, 1.0)
 """Likewise for rounding. 0.01 is GPTQ's; the more, the nearer to rounding each weight by itself."""
 
-_CAUTIOUS_DAMPING: Final = 1.0  # Where no sample was held out. Empirical.
+_CAUTIOUS_DAMPING: Final = 1.0  # Where no sample was held out, and more with fewer rows than columns. Empirical.
 
 _JUDGED_OUTPUTS: Final = 128
 """Outputs of each group, evenly spread, that settings are chosen on: each is a least-squares problem of its own."""
@@ -98,6 +99,8 @@ def round_weight(
     matrix is damped, and whether the result beats the nearest integers (with their mean error taken back). Then the
     same is done with all rows. Without held-out rows (one sample) nothing is refitted and damping is strong.
 
+    Time: on one core well under a second for most layers, two for 1,152 inputs; cubic in the inputs of a group.
+
     Args:
         node: The node.
         operands: Its operands.
@@ -126,14 +129,12 @@ def round_weight(
         return layer.result(nearest, None, second_order=False)
     held, fit = moments.held_out(), moments.fit()
     if held is None or fit is None:
-        found = layer.solve(everything, _Settings(None, _CAUTIOUS_DAMPING), nearest)
+        damping = _CAUTIOUS_DAMPING * max(1.0, layer.weight.shape[2] / everything.count)
+        found = layer.solve(everything, _Settings(None, damping), nearest)
         return layer.result(found, everything, second_order=True)
-    settings, error, nearest_error = _Judge(layer, nearest, fit, *held).settings()
-    better = error < nearest_error
-    found = layer.solve(everything, settings, nearest) if better else nearest
-    return layer.result(
-        found, everything, second_order=better, error=min(error, nearest_error), nearest_error=nearest_error
-    )
+    settings, error, nearest_error = _Judge(layer, nearest, fit, *held).choose()
+    found = nearest if settings is None else layer.solve(everything, settings, nearest)
+    return layer.result(found, everything, second_order=settings is not None, error=error, nearest_error=nearest_error)
 
 
 @dataclass(frozen=True)
@@ -279,10 +280,14 @@ class _Layer:
         return _Codes(np.where(keep, one.integers, other.integers), self.grid(scales))
 
     def shift(self, summary: Summary, real: Stack) -> Stack:
-        """Return `mean W x - mean Q x_hat`, shape `[G, R]`."""
+        """Return `mean W x - mean Q x_hat`, shape `[G, R]`, drawn towards zero where there are few samples.
+
+        With m samples by m / (m + 1): the posterior mean where it varies as much from sample to sample as from zero.
+        A mean of three rows of a Gemm, unshrunk, was seen to add 1.8 dB of error.
+        """
         lost = (self.weight @ (summary.mean - summary.mean_hat)[:, :, None])[:, :, 0]
         rounding: Stack = ((self.weight - real) @ summary.mean_hat[:, :, None])[:, :, 0]
-        return lost + rounding
+        return (lost + rounding) * (summary.samples / (summary.samples + 1))
 
     def result(
         self,
@@ -320,27 +325,45 @@ class _Judge:
         lost = np.ascontiguousarray((x - x_hat).swapaxes(0, 1))
         self.lost = lost @ self.layer.weight.astype(np.float32).swapaxes(1, 2)
 
-    def error(self, real: Stack) -> float:
-        """Return the mean of `||W x - Q x_hat - shift||^2` over the held-out rows, for each output."""
+    def errors(self, real: Stack) -> npt.NDArray[np.float64]:
+        """Return the mean over all outputs of `(W x - Q x_hat - shift)^2` for every held-out row, shape `[P]`."""
         layer = self.layer
         # Two small terms, not the difference of two large ones: W (x - x_hat) + (W - Q) x_hat.
         rest = self.lost + self.rows @ (layer.weight - real).astype(np.float32).swapaxes(1, 2)
         if layer.has_bias:
             rest -= layer.shift(self.fit, real).astype(np.float32)[:, None, :]
-        return float(np.square(rest, out=rest).mean(dtype=np.float64))
+        return np.asarray(np.square(rest, out=rest).mean(axis=(0, 2), dtype=np.float64), np.float64)
 
-    def settings(self) -> tuple[_Settings, float, float]:
-        """Return the settings with the least error, that error, and the error of the nearest integers."""
+    def choose(self) -> tuple[_Settings | None, float, float]:
+        """Return the settings (None for the nearest integers), their error, and the error of the nearest integers.
+
+        The bolder choice has to be better beyond chance, as if rows were independent. (In the spirit of the rule of one
+        standard error of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3.)
+        """
         layer = self.layer
-        errors: dict[float | None, float] = {None: self.error(layer.weight)}
+        ridge: float | None = None
+        least = self.errors(layer.weight)
         if layer.moments(self.fit)[1].any():
-            errors.update({ridge: self.error(layer.target(self.fit, ridge)) for ridge in _REFIT_RIDGES})
-        ridge = min(errors, key=lambda key: errors[key])
+            for bolder in _REFIT_RIDGES:
+                errors = self.errors(layer.target(self.fit, bolder))
+                if _beats(errors, least):
+                    ridge, least = bolder, errors
         target = layer.target(self.fit, ridge)
-        best, least = _DAMPINGS[0], np.inf
-        for damping in _DAMPINGS:
-            error = self.error(layer.codes(target, self.fit, damping, self.nearest).real)
-            if error >= least:
+        found = [self.errors(layer.codes(target, self.fit, _DAMPINGS[0], self.nearest).real)]
+        for damping in _DAMPINGS[1:]:
+            found.append(self.errors(layer.codes(target, self.fit, damping, self.nearest).real))
+            if _beats(found[-2], found[-1]):
+                found.pop()
                 break
-            best, least = damping, error
-        return _Settings(ridge, best), least, self.error(self.nearest.real)
+        nearest = self.errors(self.nearest.real)
+        if not _beats(found[-1], nearest):
+            return None, float(nearest.mean()), float(nearest.mean())
+        return _Settings(ridge, _DAMPINGS[len(found) - 1]), float(found[-1].mean()), float(nearest.mean())
+
+
+def _beats(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
+    """Whether `one` is smaller than `other` in the mean: a paired, one-sided t test at 95 % says so."""
+    gain = other - one
+    if len(gain) < 2:
+        return False
+    return bool(gain.mean() > stdtrit(len(gain) - 1, 0.95) * gain.std(ddof=1) / np.sqrt(len(gain)))
