@@ -244,3 +244,12 @@ def test_a_tolerance_is_for_models_without_samples(task: Task) -> None:
         task.run(tolerance=0.1)
     with pytest.raises(RecipeError, match="`--tolerance` has to be above 0"):
         task.run(**none(tolerance=1.5))
+
+
+@pytest.mark.usefixtures("measures")
+def test_images_of_unknown_range_are_not_quantized(make_task: MakeTask) -> None:
+    # Such a network takes pixels of 0 to 1 as well as of 0 to 255; its int8 model would be right for one of them.
+    result = make_task(image_net()).run(**none(tolerance=0.9))
+    assert all("int8" not in rung.candidate.name for rung in result.run.ladder)
+    reasons = [outcome.reason for outcome in result.run.outcomes if "int8" in outcome.candidate.name]
+    assert any("nothing tells the range of its pixels; `--settings`" in reason for reason in reasons)

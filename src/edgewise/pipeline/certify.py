@@ -20,7 +20,7 @@ from edgewise.measure.fidelity import compare
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.ledger import open_certify_set
 from edgewise.pipeline.score import score
-from edgewise.records.candidate import Candidate
+from edgewise.records.candidate import Candidate, Quantize
 from edgewise.records.certificate import Certificate, SyntheticCheck
 from edgewise.records.codec import Record
 from edgewise.records.tensors import Outputs
@@ -131,6 +131,12 @@ def _compare(job: Job, ladder: Sequence[Candidate]) -> Proof:
     passed: dict[Candidate, SyntheticCheck] = {}
     rejected: dict[Candidate, str] = {}
     for candidate in ladder:
+        if job.data.unranged and _fixes_ranges(candidate):
+            rejected[candidate] = (
+                f"it holds the input `{job.data.unranged[0]}` to a range, but nothing tells the range of its pixels; "
+                f"`--settings` with a [preprocessing] table does"
+            )
+            continue
         try:
             check = job.workspace.store.recall(
                 "synthetic-check",
@@ -150,6 +156,11 @@ def _compare(job: Job, ladder: Sequence[Candidate]) -> Proof:
                 f"{quantities.share(check.tolerance)}"
             )
     return Proof(tuple(passed), tuple(passed.values()), (), rejected)
+
+
+def _fixes_ranges(candidate: Candidate) -> bool:
+    """Return whether activations are held to ranges that came from the samples."""
+    return any(isinstance(step, Quantize) and "a" in step.scheme for step in candidate.steps)
 
 
 def _check(job: Job, candidate: Candidate) -> SyntheticCheck:

@@ -79,6 +79,7 @@ class Data:
         labelled: Whether the select and certify sets have labels.
         classes: Names of the classes, where the samples name them (one folder a class), else None.
         synthetic: What the samples were drawn from, a sentence an input, where there are none; else empty.
+        unranged: Images among their inputs whose range nothing tells: by convention it may be 1 or 255.
     """
 
     calibrate: Split
@@ -91,6 +92,7 @@ class Data:
     labelled: bool
     classes: tuple[str, ...] | None
     synthetic: tuple[str, ...] = ()
+    unranged: tuple[str, ...] = ()
 
 
 def load_model(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> LoadedModel:

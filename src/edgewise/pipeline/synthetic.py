@@ -59,10 +59,12 @@ class Origin:
     Attributes:
         laws: The law of each input that is not fed back, by name.
         sentences: Where each comes from, for people.
+        unranged: Images whose scale is a guess.
     """
 
     laws: Mapping[str, Law]
     sentences: tuple[str, ...]
+    unranged: tuple[str, ...]
 
 
 def origin(model: ir.Model, preprocessing: Preprocessing, state: Mapping[str, str] = _NO_STATE) -> Origin:
@@ -85,7 +87,8 @@ def origin(model: ir.Model, preprocessing: Preprocessing, state: Mapping[str, st
             continue
         laws[name], sentence = _law(value, port(value), preprocessing)
         sentences.append(f"Synthetic samples of `{name}`: {sentence}.")
-    return Origin(laws, tuple(sentences))
+    unranged = [name for name, law in laws.items() if isinstance(law, Field) and law.leaves and law.spread > 0]
+    return Origin(laws, tuple(sentences), tuple(unranged))
 
 
 def synthetic_samples(
@@ -137,6 +140,7 @@ def synthetic_data(request: DataRequest, model: LoadedModel) -> Data:
         labelled=False,
         classes=None,
         synthetic=found.sentences,
+        unranged=found.unranged,
     )
 
 
@@ -202,7 +206,7 @@ def _field(value: ir.Value, sizes: tuple[int, ...], dtype: str, preprocessing: P
         moments = input_moments(behind.weights, behind.bias, behind.mean, behind.variance, steps)
         moments = _before(moments, read)
         source = f"mean and covariance as the batch normalization `{behind.node}` remembers them"
-        if moments.misfit > MISFIT:
+        if moments.misfit > MISFIT and limits is None:
             source += ", which one distribution for all places explains badly"
             spread = GUESSED_SPREAD
     elif limits is not None:
