@@ -169,6 +169,8 @@ def _worst(
 
 def _histogram(one: Diagnosis, tensor: str, noise: ActivationNoise, found: Histogram) -> TensorHistogram:
     group = -(-len(found.counts) // BINS)
+    centres = (found.edges[:-1] + found.edges[1:]) / 2
+    outside = (centres < noise.grid.low - noise.grid.scale / 2) | (centres > noise.grid.high + noise.grid.scale / 2)
     padded = np.pad(found.counts, (0, -len(found.counts) % group)).reshape(-1, group)
     return TensorHistogram(
         tensor=tensor,
@@ -178,6 +180,6 @@ def _histogram(one: Diagnosis, tensor: str, noise: ActivationNoise, found: Histo
         counts=tuple(int(count) for count in padded.sum(axis=1)),
         low=noise.grid.low,
         high=noise.grid.high,
-        clipped=one.clipped,
+        clipped=float(found.counts[outside].sum() / found.count),
         why=one.words,
     )
