@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import onnx
+import onnx_ir as ir
 
 from edgewise.analysis.facts import port
 from edgewise.backends import registry
@@ -136,7 +137,10 @@ def _reader(calibration: Sequence[Feeds]) -> Any:
 
 
 class Nncf:
-    """`nncf.quantize` on the OpenVINO model: mixed preset, its own choice of everything else."""
+    """`nncf.quantize` on the OpenVINO model: mixed preset, its own choice of everything else.
+
+    Models with attention are declared as transformers, as its documentation asks for.
+    """
 
     name = "NNCF in OpenVINO"
 
@@ -155,10 +159,16 @@ class Nncf:
         core = openvino.Core()
         original = core.read_model(_fixed(model, folder))
         dataset = nncf.Dataset(list(calibration), dict)
-        quantized = nncf.quantize(original, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration))
+        graph = load(_fixed(model, folder))
+        quantized = nncf.quantize(
+            original,
+            dataset,
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            model_type=nncf.ModelType.TRANSFORMER if has_attention(graph) else None,
+        )
         path = folder / "nncf.xml"
         openvino.save_model(quantized, path, compress_to_fp16=False)
-        graph = load(_fixed(model, folder))
         return Artifact.of(
             {"model.xml": path.read_bytes(), "model.bin": path.with_suffix(".bin").read_bytes()},
             backend="openvino",
@@ -170,6 +180,15 @@ class Nncf:
     def open(self, artifact: Artifact) -> Session:
         """Open an artifact."""
         return _open(artifact)
+
+
+def has_attention(model: ir.Model) -> bool:
+    """Return whether two activations are multiplied as matrices, which convolutional and recurrent models never do."""
+    return any(
+        node.op_type in {"MatMul", "Einsum"}
+        and all(value is not None and value.producer() is not None for value in node.inputs)
+        for node in model.graph
+    )
 
 
 def _fixed(model: Path, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import quantization
@@ -10,7 +11,7 @@ import quantization_fidelity
 from answers import Distance
 from edgewise.records.certificate import Certificate
 from edgewise.records.measurements import Latency
-from peers import CALIBRATION_BYTES, RIVALS, samples_at_once
+from peers import CALIBRATION_BYTES, RIVALS, has_attention, samples_at_once
 from quantization_accuracy import drop_rows
 from quantization_cost import speed_rows
 from quantization_fidelity import Measured, distances, fidelity_rows
@@ -40,6 +41,15 @@ def test_the_rivals_have_names_of_their_own() -> None:
 )
 def test_samples_are_kept_in_equal_parts_that_fit_into_memory(count: int, activation_bytes: int, expected: int) -> None:
     assert samples_at_once(count, activation_bytes) == expected
+
+
+@pytest.mark.parametrize(("right", "expected"), [("keys", True), ("weight", False)])
+def test_attention_is_a_matrix_product_of_two_activations(right: str, expected: bool) -> None:
+    x, weight = (ir.Value(name=name) for name in ("x", "weight"))
+    queries, keys = (ir.node("Relu", [x]) for _ in range(2))
+    product = ir.node("MatMul", [queries.outputs[0], {"keys": keys.outputs[0], "weight": weight}[right]])
+    graph = ir.Graph([x], product.outputs, nodes=[queries, keys, product], opset_imports={"": 17})
+    assert has_attention(ir.Model(graph, ir_version=10)) == expected
 
 
 def test_each_calibration_is_compared_with_float_on_its_own_samples() -> None:
