@@ -42,7 +42,7 @@ CASES = [
     case("Conv", (1, 3, 8, 9), (5, 3, 1, 1)),
     case("Conv", (2, 3, 8, 9), (5, 3, 3, 2), strides=[2, 3], dilations=[1, 2], pads=[0, 1, 2, 1]),
     case("Conv", (2, 6, 7, 5), (12, 2, 3, 3), group=3, pads=[1, 1, 1, 1]),
-    case("Conv", (2, 4, 7, 7), (4, 1, 5, 5), group=4, strides=[2, 2], auto_pad="SAME_UPPER"),
+    case("Conv", (2, 4, 8, 7), (4, 1, 5, 5), group=4, strides=[2, 2], auto_pad="SAME_UPPER"),
     case("Conv", (1, 4, 8, 7), (8, 1, 4, 2), group=4, strides=[2, 1], auto_pad="SAME_LOWER"),
     case("Conv", (1, 2, 8, 7), (3, 2, 2, 3), strides=[3, 2], auto_pad="VALID"),
     case("Conv", (1, 2, 8, 7), (3, 2, 2, 3), strides=[3, 2], auto_pad="NOTSET", pads=[1, 0, 0, 1]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgewise.compress.gram import Moments, Summary
 from edgewise.compress.quantize import affine
 from edgewise.compress.quantize.operators import Weighted
-from edgewise.compress.quantize.rounding import Rounded, moments_for, round_weight
+from edgewise.compress.quantize.rounding import Rounded, _Codes, _Layer, moments_for, round_weight
 from edgewise.errors import ContractError, RecipeError
 
 Floats = npt.NDArray[np.float32]
@@ -189,6 +189,20 @@ def test_the_objective_is_never_worse_than_nearest(name: str, bits: int, seed: i
     if case[1].axis is None:
         ours, theirs, room = ours.sum(), theirs.sum(), room.sum()
     assert np.all(ours <= theirs + room + 1e-6 * (theirs + room))
+
+
+def test_each_row_takes_the_better_codes() -> None:
+    case = CASES["matmul"]
+    weight = weight_of(case)
+    shape = moments_of(case, [], weight).unfolding
+    layer = _Layer(shape, case[1], weight, bits=4, scales=None, block=0, floor=None)
+    nearest = layer.nearest()
+    first, second = nearest.integers.copy(), nearest.integers.copy()
+    first[:, ::2] = 0
+    second[:, 1::2] = 0
+    codes = (_Codes(first, nearest.grid), _Codes(second, nearest.grid))
+    found = layer._better(*codes, layer.weight, np.eye(12)[None])
+    assert np.array_equal(found.integers, nearest.integers)
 
 
 def test_the_shift_takes_back_the_mean_error() -> None:
