@@ -182,3 +182,15 @@ def test_repair_refuses_what_it_cannot_start_with() -> None:
         repair(FLOAT_OR_NOT, (0, 0, 0, 2), lambda _: 0.0, 1, most=1)
     with pytest.raises(ContractError, match="at least one measurement"):
         repair(FLOAT_OR_NOT, (0, 0, 0, 0), lambda _: 0.0, 1, most=0)
+
+
+def test_a_thinned_front_says_so() -> None:
+    items = [[Option(cost=0, damage=2.0**i), Option(cost=float(i + 1), damage=0)] for i in range(8)]
+    exact, thinned = front(items), front(items, longest=4)
+    assert exact.slack == 0
+    assert len(exact.costs) > 8
+    assert len(thinned.costs) <= 5  # one for each cell, and the cheapest
+    assert thinned.slack >= 36 / 3  # at least once the width of a cell: the span of all costs in three parts
+    assert thinned.costs[0] == exact.costs[0] == 0
+    lost = [min(thinned.costs[thinned.damages <= damage]) for damage in exact.damages]
+    assert max(lost - exact.costs) > 0  # there is something to be told

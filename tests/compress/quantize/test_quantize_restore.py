@@ -216,3 +216,26 @@ def test_a_node_that_does_not_work_on_integers_is_refused(gives_float: Target, o
         restored(model, ["flat"])
     with pytest.raises(ContractError, match="`nobody`"):
         restored(quantized(model, gives_float, ort_run), ["nobody"])
+
+
+def test_a_node_that_moves_integers_for_others_stays_on_them(gives_float: Target, ort_run: MakeRun) -> None:
+    b = GraphBuilder("shared")
+    y = b.node("Conv", b.input("x", (1, 4, 8, 8)), b.weight(4, 4, 1, 1), name="first")
+    y = b.node("MaxPool", y, name="pool", kernel_shape=[2, 2], strides=[2, 2])
+    b.output(b.node("Conv", y, b.weight(4, 4, 1, 1), name="left"), "a", (1, 4, 4, 4))
+    b.output(b.node("Conv", y, b.weight(4, 4, 1, 1), name="right"), "b", (1, 4, 4, 4))
+    model = b.build()
+    result = quantized(model, gives_float, ort_run)
+    alone, both = (restored(result, nodes, reference=model) for nodes in (["left"], ["left", "right"]))
+
+    def before_pool(graph: ir.Model) -> str:
+        value = next(node for node in graph.graph if node.name == "pool").inputs[0]
+        assert value is not None
+        maker = value.producer()
+        assert maker is not None
+        return maker.op_type
+
+    assert before_pool(alone) == "DequantizeLinear"
+    assert before_pool(both) == "Conv"
+    feeds = random_feeds(model, seed=4)
+    assert np.array_equal(ort_run(alone)(feeds)["b"], ort_run(result)(feeds)["b"])
