@@ -174,3 +174,46 @@ def test_min_max_clips_nothing() -> None:
 def test_an_unknown_method_is_an_error() -> None:
     with pytest.raises(RecipeError, match="`median`"):
         ranges.choose("median", Histogram(), 0.0, 1.0)  # type: ignore[arg-type]  # what is tested
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e5, 1e5, width=32)))
+def test_candidates_start_with_the_widest_and_hold_zero(values: Values) -> None:
+    histogram, low, high = seen(values)
+    found = ranges.candidates(histogram, low, high)
+    assert found[0] == (min(low, 0), max(high, 0))
+    assert len(set(found)) == len(found)
+    widths = [right - left for left, right in found]
+    assert widths == sorted(widths, reverse=True)
+    assert all(min(low, 0) <= left <= 0 <= right <= max(high, 0) for left, right in found)
+    assert set(found) >= {ranges.choose(method, histogram, low, high) for method in METHODS}
+
+
+def test_candidates_clip_either_end_alone() -> None:
+    found = ranges.candidates(*seen(draw("normal")))
+    low, high = found[0]
+    assert {(low / 2, high), (low, high / 2), (low / 2, high / 2)} <= set(found)
+    assert ranges.candidates(*seen(np.zeros(3, np.float32))) == ((0, 0),)
+    assert ranges.candidates(Histogram(), 0.0, 0.0) == ((0, 0),)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chosen", [(-1.0, 1.0), (0.0, 2.0), (-0.5, 0.0), (0.0, 0.0), (-1e3, 1e3)])
+def test_the_error_by_clipping_is_that_of_the_values(kind: str, chosen: ranges.Range) -> None:
+    values = draw(kind)
+    histogram, _, _ = seen(values)
+    beyond = values.astype(np.float64) - np.clip(values.astype(np.float64), *chosen)
+    exact = float(np.square(beyond).mean())
+    found = ranges.clipping_error(histogram, chosen)
+    # A value is known up to a width w towards zero: |e - w|^2 >= e^2 - 2 w e.
+    assert exact - 2 * histogram.width * float(np.abs(beyond).mean()) - 1e-12 <= found <= exact + 1e-12
+    assert ranges.clipping_error(Histogram(), chosen) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["normal", "laplace", "relu"])
+def test_more_levels_clip_less(kind: str) -> None:
+    histogram, low, high = seen(draw(kind))
+    few, many = (ranges.choose("mse", histogram, low, high, levels) for levels in (16, 65536))
+    assert few[1] < 0.9 * high
+    assert many[1] > 0.98 * high
+    assert ranges.choose("entropy", histogram, low, high, 65536) == (min(low, 0), high)

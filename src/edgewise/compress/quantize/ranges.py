@@ -1,4 +1,4 @@
-"""From a histogram of an activation to the range that its 8-bit integers cover. Pure functions.
+"""From a histogram of an activation to the range that its integers cover. Pure functions.
 
 Each takes what was observed and returns `(low, high)` with `low <= 0 <= high` inside of the observed extremes.
 """
@@ -27,10 +27,13 @@ One of the shares that Wu et al. 2020, "Integer Quantization for Deep Learning I
 cuts into the values that matter, and 99.999 % differs little from `min_max` with a few hundred samples.
 """
 
+FRACTIONS: Final = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+"""Shares of the extremes that `candidates` tries. Empirical: halves are chosen at times, less than that hardly ever."""
+
 _CANDIDATES: Final = 128
 
 
-def choose(method: HistogramMethod, histogram: Histogram, low: float, high: float) -> Range:
+def choose(method: HistogramMethod, histogram: Histogram, low: float, high: float, levels: int = LEVELS) -> Range:
     """Return the range that `method` chooses.
 
     Args:
@@ -38,6 +41,7 @@ def choose(method: HistogramMethod, histogram: Histogram, low: float, high: floa
         histogram: Counts of (a share of) the values.
         low: Exact smallest value.
         high: Exact largest value.
+        levels: Integers of the type, >= 2.
 
     Returns:
         `(low, high)`, `low <= 0 <= high`.
@@ -53,16 +57,16 @@ def choose(method: HistogramMethod, histogram: Histogram, low: float, high: floa
     low, high = min(low, 0.0), max(high, 0.0)
     if histogram.count == 0 or low == high:
         return low, high
-    chosen_low, chosen_high = _METHODS[method](histogram, low, high)
+    chosen_low, chosen_high = _METHODS[method](histogram, low, high, levels)
     return max(low, min(chosen_low, 0.0)), min(high, max(chosen_high, 0.0))
 
 
-def min_max(_histogram: Histogram, low: float, high: float) -> Range:
+def min_max(_histogram: Histogram, low: float, high: float, _levels: int = LEVELS) -> Range:
     """Return everything that was observed: nothing is clipped, outliers cost resolution."""
     return low, high
 
 
-def percentile(histogram: Histogram, low: float, high: float) -> Range:
+def percentile(histogram: Histogram, low: float, high: float, _levels: int = LEVELS) -> Range:
     """Return the range outside of which lie `(1 - KEPT_SHARE) / 2` of the values on either side.
 
     The result is the edge of a bin: at least the share asked for is kept, at most one bin width too much.
@@ -82,7 +86,7 @@ def percentile(histogram: Histogram, low: float, high: float) -> Range:
     return max(low, float(edges[first])), min(high, float(edges[last + 1]))
 
 
-def mse(histogram: Histogram, low: float, high: float) -> Range:
+def mse(histogram: Histogram, low: float, high: float, levels: int = LEVELS) -> Range:
     """Return the range with the least expected squared error, both ends searched independently.
 
     A value inside of the range has the error of a uniform rounding, `step ** 2 / 12`, an exact zero has none, a value
@@ -93,6 +97,7 @@ def mse(histogram: Histogram, low: float, high: float) -> Range:
         histogram: Counts.
         low: Exact smallest value, <= 0.
         high: Exact largest value, >= 0.
+        levels: Integers of the type, >= 2.
     """
     counts = histogram.counts.astype(np.float64)
     edges = histogram.edges
@@ -104,14 +109,14 @@ def mse(histogram: Histogram, low: float, high: float) -> Range:
     clipped_low = np.array([_excess(counts, centres, edge, -1.0) for edge in lows])
     clipped_high = np.array([_excess(counts, centres, edge, 1.0) for edge in highs])
     rounded = max(counts.sum() - histogram.zeros, 0.0)
-    step = (highs[None, :] - lows[:, None]) / (LEVELS - 1)
+    step = (highs[None, :] - lows[:, None]) / (levels - 1)
     error = clipped_low[:, None] + clipped_high[None, :] + rounded * np.square(step) / 12.0
     row, column = np.unravel_index(int(np.argmin(error)), error.shape)
     return float(lows[row]), float(highs[column])
 
 
-def entropy(histogram: Histogram, low: float, high: float) -> Range:
-    """Return the range whose 8-bit distribution has the least Kullback-Leibler divergence from the observed one.
+def entropy(histogram: Histogram, low: float, high: float, levels: int = LEVELS) -> Range:
+    """Return the range whose quantized distribution has the least Kullback-Leibler divergence from the observed one.
 
     The threshold runs over magnitudes, as in Migacz 2017, "8-bit Inference with TensorRT" (GTC): the
     values beyond it are put into the outermost bin, the rest is spread evenly within each of the integer's steps.
@@ -121,11 +126,12 @@ def entropy(histogram: Histogram, low: float, high: float) -> Range:
         histogram: Counts.
         low: Exact smallest value, <= 0.
         high: Exact largest value, >= 0.
+        levels: Integers of the type, >= 2.
     """
     magnitudes = _magnitudes(histogram)
     # Exact zeros, which are many after a Relu, are represented exactly and would hide all the rest.
     magnitudes[0] = max(magnitudes[0] - histogram.zeros, 0)
-    levels = LEVELS if low == 0.0 or high == 0.0 else LEVELS // 2
+    levels = levels if low == 0.0 or high == 0.0 else levels // 2
     if len(magnitudes) <= levels or magnitudes.sum() == 0:
         return low, high
     best, least = len(magnitudes), np.inf
@@ -137,7 +143,43 @@ def entropy(histogram: Histogram, low: float, high: float) -> Range:
     return max(low, -threshold), min(high, threshold)
 
 
-_METHODS: Final[dict[str, Callable[[Histogram, float, float], Range]]] = {
+def candidates(histogram: Histogram, low: float, high: float, levels: int = LEVELS) -> tuple[Range, ...]:
+    """Return the ranges that are worth trying on the layers that read a tensor, without repetitions.
+
+    They are what each method chooses, and the extremes times `FRACTIONS`: both ends, the lower one and the upper one.
+
+    Args:
+        histogram: Counts of (a share of) the values.
+        low: Exact smallest value.
+        high: Exact largest value.
+        levels: Integers of the type, >= 2.
+
+    Returns:
+        Ranges as `choose` gives them, the widest first: everything that was observed.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    if histogram.count == 0 or low == high:
+        return ((low, high),)
+    found = {choose(method, histogram, low, high, levels) for method in get_args(HistogramMethod)}
+    for fraction in FRACTIONS:
+        found |= {(low * fraction, high * fraction), (low, high * fraction), (low * fraction, high)}
+    return tuple(sorted(found, key=lambda one: (one[0] - one[1], one)))
+
+
+def clipping_error(histogram: Histogram, chosen: Range) -> float:
+    """Return the mean over all values of the squared distance to the range `chosen`, in the values' unit squared.
+
+    Values are known up to a bin, and a bin counts as its edge that is nearer to zero: rather too little than too much.
+    """
+    if histogram.count == 0:
+        return 0.0
+    counts, edges = histogram.counts.astype(np.float64), histogram.edges
+    inner = np.where(edges[:-1] >= 0.0, edges[:-1], edges[1:])
+    beyond = _excess(counts, inner, chosen[0], -1.0) + _excess(counts, inner, chosen[1], 1.0)
+    return beyond / histogram.count
+
+
+_METHODS: Final[dict[str, Callable[[Histogram, float, float, int], Range]]] = {
     "min-max": min_max,
     "percentile": percentile,
     "entropy": entropy,
