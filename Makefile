@@ -55,6 +55,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/in_turns.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/certificate.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
+	$(BIN)/python benchmarks/saturation.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/quantization.py --zoo $(ZOO)
 
 format: $(VENV)/.lint
@@ -95,14 +96,20 @@ constraints-lowest:
 	cp $(PINNED)/pins.txt constraints-lowest.txt
 	rm -rf $(PINNED)
 
-# The report's test drives a browser. It is installed where that takes no more than Debian's packages and the right to
-# install them; elsewhere the test says why it is skipped.
+# The report's test drives a browser, and one test emulates an older processor. Both programs are installed where that
+# takes no more than Debian's packages and the right to install them; elsewhere the tests say why they are skipped.
 browser:
 	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo 'Installing chromium and chromium-driver for the test of the report ...'; \
 		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1 \
 			|| echo 'They could not be installed: that test will say why it is skipped.'; \
+	fi
+	@if command -v qemu-x86_64 >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'Installing qemu-user for the test of an older processor ...'; \
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends qemu-user; } >/dev/null 2>&1 \
+			|| echo 'It could not be installed: that test will say why it is skipped.'; \
 	fi
 
 clean:
