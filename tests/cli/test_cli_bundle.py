@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from tests.cli.conftest import Said, process
+from tests.cli.conftest import Bench, Said, process
 
 from edgewise.analysis.integers import product_bits
 from edgewise.backends import registry
@@ -52,7 +52,7 @@ def seven_bits(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
         machine = msgspec.structs.replace(describe(backends=backends), cpu="another processor", **changes)
         return msgspec.structs.replace(machine, exact_product_bits=dict.fromkeys(backends, 7))
 
-    monkeypatch.setattr("edgewise.cli.bundle.describe", elsewhere)
+    monkeypatch.setattr("edgewise.measure.machine.describe", elsewhere)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_other_instructions_with_equal_sums_keep_the_proof(
     def elsewhere(*, backends: set[str]) -> object:
         return msgspec.structs.replace(describe(backends=backends), isa=("avx10_2",))
 
-    monkeypatch.setattr("edgewise.cli.bundle.describe", elsewhere)
+    monkeypatch.setattr("edgewise.measure.machine.describe", elsewhere)
     said = edgewise("bundle", "verify", bundle)
     assert said.code == 0
     assert "sums are exact on both, as measured: the certificate carries over up to rounding." in said.out
@@ -112,7 +112,7 @@ def test_where_nothing_can_be_measured_that_is_said(
     tmp_path: Path, edgewise: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = int8_bundle(tmp_path / "out", "ort")
-    monkeypatch.setattr("edgewise.cli.bundle.describe", lambda **_: describe())
+    monkeypatch.setattr("edgewise.measure.machine.describe", lambda **_: describe())
     said = edgewise("bundle", "verify", bundle)
     assert said.code == 0
     assert said.out.endswith("Its 8-bit sums could not be measured here.\n")
@@ -127,3 +127,19 @@ def test_a_runtime_that_is_denied_dot_products_is_found_out(tmp_path: Path) -> N
     assert result.returncode == 2
     assert "exact only for weights of up to 7 bits in openvino, as measured" in result.stdout
     assert "the proof does not carry over" in result.stderr
+
+
+def test_a_bundle_goes_through_one_file(bench: Bench, edgewise: Callable[..., Said], tmp_path: Path) -> None:
+    file, there = tmp_path / "model.tar.xz", tmp_path / "there"
+    assert edgewise("bundle", "pack", bench.bundle, "--out", file).code == 0
+    said = edgewise("bundle", "unpack", file, "--out", there, "--json")
+    assert (said.code, json.loads(said.out)["bundle"]) == (0, str(there))
+    assert edgewise("bundle", "verify", there).code == 0
+    file.write_bytes(file.read_bytes()[:-8])
+    said = edgewise("bundle", "unpack", file, "--out", tmp_path / "other")
+    assert said.code == 2
+    assert said.err.splitlines() == [
+        f"error: `{file}` has to be a whole packed bundle, but it is cut off.",
+        "hint: Copy the file again, or pack the bundle again with `edgewise bundle pack`.",
+    ]
+    assert sorted(tmp_path.iterdir()) == [file, there]

@@ -13,7 +13,7 @@ from tests.cli.conftest import COLUMNS, Said
 from edgewise.cli.app import COMMANDS, app
 from edgewise.cli.command import Command
 
-LINES = [(), *((name,) for name in COMMANDS), ("bundle", "verify")]
+LINES = [(), *((name,) for name in COMMANDS), *(("bundle", name) for name in ("verify", "pack", "unpack"))]
 
 
 def leaves() -> list[tuple[tuple[str, ...], Command]]:

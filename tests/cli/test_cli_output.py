@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from tests.cli.conftest import Bench, Said
 
+from edgewise.bundle.pack import Packed
 from edgewise.bundle.verify import Verification
 from edgewise.cli.run import Refusal
 from edgewise.pipeline.bench import Bench as Benched
@@ -30,12 +31,13 @@ DOCUMENTS: dict[str, type[Record]] = {
     "eval": Evaluation,
     "diff": Difference,
     "bundle verify": Verification,
+    "bundle pack": Packed,
 }
 """What `--json` prints, by command."""
 
 
 @pytest.fixture
-def calls(bench: Bench, finished: Path) -> dict[str, list[str | Path]]:
+def calls(bench: Bench, finished: Path, tmp_path: Path) -> dict[str, list[str | Path]]:
     """Return a call of each command that succeeds."""
     data: list[str | Path] = ["--data", bench.samples]
     return {
@@ -47,10 +49,13 @@ def calls(bench: Bench, finished: Path) -> dict[str, list[str | Path]]:
         "eval two": ["eval", bench.model, bench.other, *data],
         "diff": ["diff", bench.model, bench.other, *data],
         "bundle verify": ["bundle", "verify", bench.bundle],
+        "bundle pack": ["bundle", "pack", bench.bundle, "--out", tmp_path / "packed.tar.xz"],
     }
 
 
-@pytest.mark.parametrize("name", ["doctor", "inspect", "bench", "eval", "eval two", "diff", "bundle verify"])
+@pytest.mark.parametrize(
+    "name", ["doctor", "inspect", "bench", "eval", "eval two", "diff", "bundle verify", "bundle pack"]
+)
 def test_text(
     name: str, calls: dict[str, list[str | Path]], edgewise: Callable[..., Said], golden: Callable[..., None]
 ) -> None:

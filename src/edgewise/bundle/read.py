@@ -39,7 +39,7 @@ class Bundle:
         """
         folder = Path(path)
         file = folder / MANIFEST_FILE
-        _refuse_links(folder, MANIFEST_FILE)
+        refuse_links(folder, MANIFEST_FILE)
         try:
             data = file.read_bytes()
         except OSError as error:
@@ -84,7 +84,7 @@ class Bundle:
         """
         rung = self.rung(which)
         for name in rung.artifact.files:
-            _refuse_links(self.folder, f"{rung.folder}/{name}")
+            refuse_links(self.folder, f"{rung.folder}/{name}")
         return Artifact.read(self.folder / rung.folder, rung.artifact)
 
     def session(self, which: str | int | None = None) -> Session:
@@ -114,7 +114,7 @@ class Bundle:
         """
         name = self.manifest.vectors
         path = self.folder / name
-        _refuse_links(self.folder, name)
+        refuse_links(self.folder, name)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -133,8 +133,12 @@ class Bundle:
             raise BundleError(f"`{path}` has to hold test vectors, but: {error}.") from error
 
 
-def _refuse_links(folder: Path, name: str) -> None:
-    """Refuse a name that leads through a symbolic link: it may point anywhere on the machine."""
+def refuse_links(folder: Path, name: str) -> None:
+    """Refuse a name that leads through a symbolic link: it may point anywhere on the machine.
+
+    Raises:
+        BundleError: If a part of the way from `folder` to `name` is one.
+    """
     path = folder
     for part in PurePosixPath(name).parts:
         path /= part

@@ -60,7 +60,7 @@ COMMANDS: Final = {
     "eval": Entry("edgewise.cli.evaluate:evaluate", "The metric of one model; of two, what the second loses."),
     "diff": Entry("edgewise.cli.diff:diff", "Where two models part, tensor by tensor."),
     "export": Entry("edgewise.cli.export:export", "Write a bundle's model as ONNX or OpenVINO IR."),
-    "bundle": Entry("edgewise.cli.bundle:bundle", "Check a bundle where it lies."),
+    "bundle": Entry("edgewise.cli.bundle:bundle", "Check a bundle where it lies; pack and unpack it."),
     "doctor": Entry("edgewise.cli.doctor:doctor", "What this machine has, and which backends are ready."),
     "demo": Entry("edgewise.cli.demo:demo", "The main job on a model and samples that come with edgewise.", _RESUMES),
 }

@@ -6,19 +6,21 @@ from pathlib import Path
 
 import click
 
+from edgewise.bundle.pack import Packed
+from edgewise.bundle.pack import pack as run_pack
+from edgewise.bundle.pack import unpack as run_unpack
 from edgewise.bundle.read import Bundle
 from edgewise.bundle.verify import Verification
 from edgewise.bundle.verify import verify as run_verify
 from edgewise.cli.command import CONTEXT, Command, json_option
 from edgewise.cli.tables import table
 from edgewise.errors import BundleError
-from edgewise.measure.machine import describe
 from edgewise.records.codec import encode, indent
 
 
 @click.group(context_settings=CONTEXT)
 def bundle() -> None:
-    """Check a bundle where it lies."""
+    """Check a bundle where it lies; pack it into one file, and unpack it."""
 
 
 @bundle.command(cls=Command, examples=("edgewise bundle verify model.edgewise",), context_settings=CONTEXT)
@@ -26,6 +28,8 @@ def bundle() -> None:
 @json_option
 def verify(path: Path, *, json: bool) -> None:
     """Check every hash, replay the test vectors, and say whether the proof holds here."""
+    from edgewise.measure.machine import describe  # noqa: PLC0415  what unpacks on a device need not measure
+
     found = Bundle.load(path)
     machine = describe(backends={rung.artifact.backend for rung in found.manifest.ladder})
     verification = run_verify(found, machine=machine)
@@ -42,6 +46,45 @@ def verify(path: Path, *, json: bool) -> None:
             "A rung of this bundle does not answer here as it did where it was made.",
             hint="Do not use it on this machine; make the bundle here with `edgewise optimize`.",
         )
+
+
+@bundle.command(
+    cls=Command,
+    examples=("edgewise bundle pack model.edgewise --out model.edgewise.tar.xz",),
+    context_settings=CONTEXT,
+)
+@click.argument("path", metavar="BUNDLE", type=Path, help="Directory that `edgewise optimize` wrote.")
+@click.option("--out", type=Path, metavar="FILE", required=True, help="File to write; no file is ever replaced.")
+@json_option
+def pack(path: Path, *, out: Path, json: bool) -> None:
+    """Write a bundle into one compressed file, for the way to the device."""
+    say_packed(run_pack(Bundle.load(path), out), json=json)
+
+
+@bundle.command(
+    cls=Command,
+    examples=("edgewise bundle unpack model.edgewise.tar.xz --out model.edgewise",),
+    context_settings=CONTEXT,
+)
+@click.argument("path", metavar="FILE", type=Path, help="File that `edgewise bundle pack` wrote.")
+@click.option("--out", type=Path, metavar="DIR", required=True, help="Directory of the bundle, new or empty.")
+@json_option
+def unpack(path: Path, *, out: Path, json: bool) -> None:
+    """Make a bundle of a packed file, and check every hash."""
+    say_packed(run_unpack(path, out), json=json)
+
+
+def say_packed(packed: Packed, *, json: bool) -> None:
+    """Print what packing or unpacking moved."""
+    if json:
+        click.echo(indent(encode(packed)).decode())
+        return
+    share = packed.file_bytes / packed.bundle_bytes
+    rows = [
+        ("bundle", packed.bundle, f"{packed.bundle_bytes} bytes", f"{packed.files} files"),
+        ("packed", packed.file, f"{packed.file_bytes} bytes", f"{share:.3f} of the bundle"),
+    ]
+    click.echo(table((), rows, right=(2,)))
 
 
 def render(verification: Verification) -> str:
