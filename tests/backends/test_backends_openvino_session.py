@@ -151,3 +151,27 @@ def test_quantized_operators_run_in_8_bits(model: Callable[[], ir.Model]) -> Non
     kernels = {layer.node_type: layer.exec_type for layer in running._request.get_profiling_info()}
     (kernel,) = (kernels[kind] for kind in ("Convolution", "FullyConnected") if kind in kernels)
     assert kernel.lower().endswith("i8")
+
+
+def _wide(name: str) -> ir.Model:
+    b = graphs.GraphBuilder("wide", opset=21)
+    step, zero = b.constant(np.float32(1 / 4096)), b.constant(np.array(0, np.int16))
+    product = b.node("MatMul", b.input("x", (1, 4)), b.constant(np.full((4, 4), 4, np.float32)))
+    value = b.node("QuantizeLinear", product, step, zero, name=name)
+    b.output(b.node("DequantizeLinear", value, step, zero), "y", (1, 4))
+    return b.build()
+
+
+def test_quantization_to_16_bits_is_refused_because_it_would_be_left_out() -> None:
+    model = _wide("quantize")
+    (decline,) = OPENVINO.why_not(model)
+    assert (decline.node, decline.operator) == ("quantize", "QuantizeLinear")
+    # The day on which this fails, OpenVINO saturates, and the refusal can go. 4 x 4 x 1 is beyond 8 - 1/4096.
+    feeds: dict[str, Any] = {"x": np.ones((1, 4), np.float32)}
+    assert OPENVINO.open(OPENVINO.compile(model, RunOptions())).run(feeds)["y"].max() > 8
+
+
+def test_two_bit_weights_are_refused_by_their_node() -> None:
+    declines = OPENVINO.why_not(graphs.weight_only_net(bits=2))
+    assert declines
+    assert any("INT2" in decline.reason for decline in declines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 
 from edgewise.backends import registry
 from edgewise.backends.ort import session
+from edgewise.backends.protocol import ArtifactSpec
 from edgewise.errors import BackendError
 from edgewise.records.candidate import RunOptions
+from edgewise.records.codec import decode, encode
 from edgewise.testing import graphs
 
 ORT = registry.get("ort")
@@ -99,3 +102,39 @@ def test_one_finding_for_the_whole_model_where_no_node_is_to_blame() -> None:
 def test_quantized_operators_run_in_8_bits(model: Callable[[], ir.Model], kernel: str) -> None:
     layers = ORT.profile(ORT.compile(model(), RunOptions()), graphs.random_feeds(model()), 1)
     assert kernel in {layer.operator for layer in layers}
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integer_weights_become_float_once(bits: int) -> None:
+    model = graphs.weight_only_net(bits=bits)
+    artifact = ORT.compile(model, RunOptions())
+    assert artifact.spec.float_weights
+    executed = {layer.operator for layer in ORT.profile(artifact, graphs.random_feeds(model), 1)}
+    assert "Conv" in executed
+    assert "DequantizeLinear" not in executed
+
+
+def test_an_artifact_from_before_the_choice_of_float_weights_is_read() -> None:
+    artifact = ORT.compile(graphs.mlp(), RunOptions())
+    assert not artifact.spec.float_weights
+    old = encode(artifact.spec).replace(b',"float_weights":false', b"")
+    assert old != encode(artifact.spec)
+    assert decode(old, ArtifactSpec) == artifact.spec
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (partial(graphs.weight_only_matmul, bits=8), True),
+        (partial(graphs.weight_only_matmul, bits=4, rows=4), True),
+        # Its own 4-bit kernel is the faster one.
+        (partial(graphs.weight_only_matmul, bits=4, rows=1), False),
+        (partial(graphs.weight_only_matmul, bits=8, rows=1), True),
+        (graphs.quantized_conv, False),
+        (graphs.quantized_gemm, False),
+        (graphs.conv_net, False),
+    ],
+    ids=["8 bits", "4 bits", "4 bits, one row", "8 bits, one row", "conv", "gemm", "float"],
+)
+def test_float_weights_are_for_float_activations(model: Callable[[], ir.Model], expected: bool) -> None:
+    assert ORT.compile(model(), RunOptions()).spec.float_weights is expected

@@ -180,6 +180,10 @@ MODELS: Final[dict[str, Callable[[], ir.Model]]] = {
     "two-inputs": graphs.two_input_net,
     "constant": graphs.constant_output_net,
     "half": graphs.half_weights_net,
+    "weights-8-bit": graphs.weight_only_net,
+    "weights-4-bit": partial(graphs.weight_only_net, bits=4),
+    "weights-8-bit-in-blocks": partial(graphs.weight_only_net, block=16),
+    "weights-4-bit-in-blocks": partial(graphs.weight_only_net, bits=4, block=32),
 }
 """Whole graphs: at most 20 layers in a row, sums of at most 128 terms, values of order one."""
 

@@ -124,7 +124,7 @@ class BackendKit:
             # One rounding of a result to 8 bits of mantissa alone exceeds every error that float32 may have.
             assert bf16.max() > bound.max()
 
-    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("bits", [2, 4, 8])
     def test_weight_only_products_keep_float_activations(self, runtime: Backend, bits: int) -> None:
         """8-bit activations, which runtimes take here unless told otherwise, exceed the bound."""
         model = graphs.weight_only_matmul(bits=bits, inner=256)
@@ -135,6 +135,25 @@ class BackendKit:
         largest = float(np.abs(feeds["x"]).max()) * 256**0.5  # weights are at most 1 / sqrt(inner)
         bound = tolerance.sum_of_products(np.full(expected.shape, largest), 256)
         assert_within(run(runtime, model, feeds)["y"], expected, bound)
+
+    @pytest.mark.parametrize("bits", [2, 4, 8])
+    @pytest.mark.parametrize("block", [0, 16])
+    def test_integer_weights_stay_integers(self, runtime: Backend, bits: int, block: int) -> None:
+        """Weights of few bits take few bits in the artifact, and give the reference's numbers; or they are refused."""
+        model = graphs.weight_only_net(channels=64, bits=bits, block=block)
+        if runtime.why_not(model):
+            with pytest.raises(BackendError):
+                runtime.compile(model, RunOptions())
+            return
+        wide = graphs.weight_only_net(channels=64, bits=8, block=block)
+        saved = runtime.compile(wide, RunOptions()).size_bytes - runtime.compile(model, RunOptions()).size_bytes
+        weights = 64 * (64 * (9 + 1 + 4) + 9 + 10)
+        assert saved >= 0.98 * weights * (8 - bits) / 8 - 512
+        feeds = random_feeds(model)
+        expected = run(registry.get("reference"), model, feeds)["scores"]
+        # Sums of 9 x 64 terms.
+        bound = np.full(expected.shape, 4.5 * self.model_error)
+        assert_within(run(runtime, model, feeds)["scores"], expected, bound)
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_precisions_that_are_not_honoured_are_refused(

@@ -21,6 +21,7 @@ OPSET = 17
 """Version of the standard operator set of these models unless a function takes another one."""
 
 _IR_VERSION = 10  # the newest that every supported runtime reads
+_TWO_BIT_OPSET, _TWO_BIT_IR_VERSION = 25, 13  # the first that have 2-bit integers
 
 Dimension = int | str
 
@@ -110,8 +111,9 @@ class GraphBuilder:
         """Return the checked model with inferred shapes."""
         domains = {node.domain for node in self._nodes} - {""}
         opsets = [helper.make_opsetid("", self._opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+        version = _IR_VERSION if self._opset < _TWO_BIT_OPSET else _TWO_BIT_IR_VERSION
         model = helper.make_model(
-            self.graph(), opset_imports=opsets, ir_version=_IR_VERSION, producer_name="edgewise.testing"
+            self.graph(), opset_imports=opsets, ir_version=version, producer_name="edgewise.testing"
         )
         model = shape_inference.infer_shapes(model, data_prop=True)  # first: outputs may come without a shape
         onnx.checker.check_model(model)
@@ -402,25 +404,60 @@ def quantized_gemm(
 
 
 def weight_only_matmul(
-    *, inner: int = 64, outputs: int = 16, bits: int = 8, block: int = 32, seed: int = 0
+    *, inner: int = 64, outputs: int = 16, bits: int = 8, block: int = 32, rows: int = 4, seed: int = 0
 ) -> ir.Model:
-    """Return a float MatMul whose weight is stored in integers with one scale a block of rows (opset 21).
+    """Return a float MatMul whose weight is stored in integers with one scale a block of rows.
 
     Runtimes fuse it and may round the activations to 8 bits on the way, which nobody asked for.
-    Input `x` `[4, inner]`, output `y` `[4, outputs]`.
+    Input `x` `[rows, inner]`, output `y` `[rows, outputs]`. With 2 bits it has opset 25, else 21.
     """
-    b = GraphBuilder("weight_only_matmul", opset=21, seed=seed)
-    random = np.random.default_rng(seed)
-    largest = 2 ** (bits - 1) - 1
-    stored = random.integers(-largest, largest + 1, (inner, outputs))
-    dtype = ir.DataType.INT8 if bits == 8 else ir.DataType.INT4
-    scales = random.uniform(0.5, 1.0, (inner // block, outputs)) / (largest * math.sqrt(inner))
-    weight = b.constant(stored.astype(dtype.numpy()))
-    matrix = b.node(
-        "DequantizeLinear", weight, b.constant(scales.astype(np.float32)), name="weight_dq", axis=0, block_size=block
-    )
-    b.output(b.node("MatMul", b.input("x", (4, inner)), matrix, name="matmul"), "y", (4, outputs))
+    b = GraphBuilder("weight_only_matmul", opset=_opset_of(bits), seed=seed)
+    matrix = _stored_weight(b, (inner, outputs), bits=bits, fan_in=inner, axis=1, block=block)
+    b.output(b.node("MatMul", b.input("x", (rows, inner)), matrix, name="matmul"), "y", (rows, outputs))
     return b.build()
+
+
+def weight_only_net(*, channels: int = 32, size: int = 8, bits: int = 8, block: int = 0, seed: int = 0) -> ir.Model:
+    """Return a small network with float activations whose weights are stored in integers.
+
+    Conv with a kernel, depthwise Conv, pointwise Conv, ConvTranspose, mean, Gemm; `block` input channels share a scale,
+    or all of an output channel where it is 0. Input `image` `[1, 3, size, size]`, output `scores` `[1, 10]`. With 2
+    bits it has opset 25, else 21.
+    """
+    b = GraphBuilder("weight_only_net", opset=_opset_of(bits), seed=seed)
+    value = b.node("Conv", b.input("image", (1, 3, size, size)), b.weight(channels, 3, 3, 3), name="stem")
+    kernel = _stored_weight(b, (channels, channels, 3, 3), bits=bits, fan_in=9 * channels, axis=0, block=block)
+    value = b.node("Relu", b.node("Conv", value, kernel, b.weight(channels, fan_in=4), name="wide"), name="rectify")
+    kernel = _stored_weight(b, (channels, 1, 3, 3), bits=bits, fan_in=9, axis=0, block=0)
+    value = b.node("Conv", value, kernel, name="deep", group=channels, pads=[1, 1, 1, 1])
+    kernel = _stored_weight(b, (channels, channels, 1, 1), bits=bits, fan_in=channels, axis=0, block=block)
+    value = b.node("Conv", value, kernel, name="point")
+    kernel = _stored_weight(b, (channels, channels, 2, 2), bits=bits, fan_in=4 * channels, axis=1, block=block)
+    value = b.node("ConvTranspose", value, kernel, name="up", strides=[2, 2])
+    value = b.node("Flatten", b.node("GlobalAveragePool", value, name="mean"), name="flat")
+    matrix = _stored_weight(b, (10, channels), bits=bits, fan_in=channels, axis=0, block=block)
+    b.output(b.node("Gemm", value, matrix, b.weight(10, fan_in=4), name="head", transB=1), "scores", (1, 10))
+    return b.build()
+
+
+def _opset_of(bits: int) -> int:
+    return _TWO_BIT_OPSET if bits == 2 else 21
+
+
+def _stored_weight(b: GraphBuilder, shape: tuple[int, ...], *, bits: int, fan_in: int, axis: int, block: int) -> str:
+    """Return integers, dequantized along the axis of the outputs, or in blocks along that of the inputs."""
+    random = np.random.default_rng(len(b.graph().node))
+    largest = 2 ** (bits - 1) - 1
+    dtype = {8: ir.DataType.INT8, 4: ir.DataType.INT4, 2: ir.DataType.INT2}[bits]
+    stored = random.integers(-largest, largest + 1, shape).astype(dtype.numpy())
+    size: tuple[int, ...] = (shape[axis],)
+    attributes: dict[str, Any] = {"axis": axis}
+    if block:
+        inputs = 1 - axis
+        size = tuple(count // block if k == inputs else count for k, count in enumerate(shape))
+        attributes = {"axis": inputs, "block_size": block}
+    scales = random.uniform(0.5, 1.0, size) / (largest * math.sqrt(fan_in))
+    return b.node("DequantizeLinear", b.constant(stored), b.constant(scales.astype(np.float32)), **attributes)
 
 
 def _quantize(b: GraphBuilder, value: str, scale: float, activation: str, name: str) -> str:

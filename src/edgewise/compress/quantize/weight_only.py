@@ -99,10 +99,7 @@ def store_weights(
         stored = _stored(value, edges, scheme, packed, reasons)
         if stored is None:
             continue
-        for node, own in edges:
-            # One way to store it for all: each reader's own best way would store it several times.
-            layout = replace(stored.layout, slot=own.slot, activation=own.activation)
-            chosen[node] = replace(stored, node=node, layout=layout)
+        chosen.update((node, replace(stored, node=node, layout=layout)) for node, layout in edges)
     return (
         tuple(chosen[node] for node in model.graph if node in chosen),
         tuple(_decline(node, reasons[node]) for node in model.graph if reasons.get(node)),
@@ -187,10 +184,8 @@ def _stored(
     if weight is None:
         return None
     (first, layout), *_ = edges
-    others = [user for user, _ in value.uses() if user not in {node for node, _ in edges}]
-    if others or value.is_graph_output():
-        who = f"`{label(others[0])}` reads them as well" if others else "they are an output of the model"
-        reasons.update(dict.fromkeys((node for node, _ in edges), f"its weights stay float in any case: {who}"))
+    if reason := _why_float(value, edges):
+        reasons.update(dict.fromkeys((node for node, _ in edges), f"its weights stay float in any case: {reason}"))
         return None
     block, words = _block(weight, layout, scheme.group)
     found = _packed(StoredWeight(first, layout, scheme.weight_bits, 8, block), packed)
@@ -206,6 +201,22 @@ def _stored(
     if words and (pays or first.op_type != "Gather"):
         reasons[first] = words
     return found if pays else None
+
+
+def _why_float(value: ir.Value, edges: list[tuple[ir.Node, Layout]]) -> str:
+    """Return why `value` would have to be stored as floats beside its integers; empty where it would not."""
+    if value.is_graph_output():
+        return "they are an output of the model"
+    nodes = {node for node, _ in edges}
+    for user, _ in value.uses():
+        if user not in nodes:
+            return f"`{label(user)}` reads them as well"
+    (_, first), *others = edges
+    for node, layout in others:
+        if (layout.axis, layout.input_axis) != (first.axis, first.input_axis):
+            # OpenVINO 2026.4.1 gives wrong numbers, without a word, where scales lie along the inputs of a product.
+            return f"`{label(node)}` reads them the other way round, with its outputs along another axis"
+    return ""
 
 
 def _packed(stored: StoredWeight, packed: Collection[int]) -> StoredWeight:
