@@ -54,6 +54,21 @@ class TestWords:
         )
 
     @pytest.mark.parametrize(
+        ("step", "said"),
+        [
+            (Quantize(scheme="w4a16", ranges="mse"), "4-bit weights and 16-bit activations (mse ranges)"),
+            (Quantize(scheme="w4g32"), "4-bit weights in groups of 32, float activations"),
+            (
+                Quantize(scheme="w8", rounding="second-order"),
+                "8-bit weights, float activations (second-order rounding)",
+            ),
+        ],
+    )
+    def test_schemes_in_words(self, step: Quantize, said: str) -> None:
+        whole = described(Candidate(steps=(step,), backend="ort", options=RunOptions()))
+        assert whole == f"ONNX Runtime; {said}; 1 thread"
+
+    @pytest.mark.parametrize(
         ("ratio", "said"),
         [
             ((2.41, 2.3, 2.5), (f"2.41{TIMES}", "faster")),

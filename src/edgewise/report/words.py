@@ -75,13 +75,18 @@ def _step(step: Step) -> str:
 
 
 def _quantized(step: Quantize) -> str:
-    what = "int8 weights and activations" if step.scheme == "w8a8" else step.scheme
-    details = [f"{step.ranges} ranges"]
+    weights, _, activations = step.scheme.removeprefix("w").partition("a")
+    bits, _, group = weights.partition("g")
+    what = f"{bits}-bit weights" + (f" in groups of {group}" if group else "")
+    what += f" and {activations}-bit activations" if activations else ", float activations"
+    if step.scheme == "w8a8":
+        what = "int8 weights and activations"
+    details = [f"{step.ranges} ranges"] if activations else []
     if step.rounding != "nearest":
         details.append(f"{step.rounding} rounding")
     if step.extra_time:
         details.append(f"worst layers in float for {100 * step.extra_time:g} % of the time")
-    return f"{what} ({', '.join(details)})"
+    return f"{what} ({', '.join(details)})" if details else what
 
 
 def faster(ratio: Ratio) -> tuple[str, str]:

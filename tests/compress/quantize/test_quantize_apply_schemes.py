@@ -228,11 +228,25 @@ def test_sixteen_bits_lose_less_than_eight(gives_float: Target, ort_run: MakeRun
     seen = collect(ort_run(observe(model, names)), [feeds], names)
     errors = []
     for scheme in ("w8a8", "w8a16"):
-        # Clipping, which `entropy` does, is for few integers: 16 bits hold the whole range.
-        made = plan(model, seen, gives_float, Quantize(scheme=scheme, ranges="entropy"))
+        made = plan(model, seen, gives_float, Quantize(scheme=scheme, ranges="min-max"))
         exact = ort_run(layer("matmul", real_weight(made, weight), None))(feeds)["y"]
         errors.append(np.linalg.norm(ort_run(apply(model, made))(feeds)["y"] - exact))
     assert errors[1] < errors[0] / 20
+
+
+def test_sixteen_bits_hold_the_whole_range(gives_float: Target, ort_run: MakeRun) -> None:
+    weight, _ = arrays_for("matmul")
+    model = layer("matmul", weight, None)
+    feeds: Feeds = {"x": np.concatenate([draw((2, 3, 63), 3), np.full((2, 3, 1), 100, np.float32)], axis=2)}
+    names = observed_tensors(model, gives_float)
+    seen = collect(ort_run(observe(model, names)), [feeds], names)
+    steps = {
+        scheme: plan(model, seen, gives_float, Quantize(scheme=scheme, ranges="mse")).tensors[0].scale
+        for scheme in ("w8a8", "w8a16")
+    }
+    # Clipping is for few integers. The range is that of all values, within the rounding of the zero point.
+    assert steps["w8a16"] * 65535 == pytest.approx(100 - float(feeds["x"].min()), rel=1e-4)
+    assert steps["w8a8"] <= steps["w8a16"] * 257 * 1.001
 
 
 def test_seven_bits_are_for_pairs_of_8_bit_products_alone(gives_float: Target, ort_run: MakeRun) -> None:

@@ -186,6 +186,22 @@ def test_quantized_models_are_left_as_they_are(make: Any) -> None:
     assert list(declines.values()) == [QUANTIZED_ALREADY]
 
 
+def test_only_integers_between_operators_make_a_model_quantized() -> None:
+    def model(*, between: bool) -> ir.Model:
+        b = GraphBuilder("ends")
+        step, zero = b.constant(np.float32(0.5)), b.constant(np.array(0, np.int8))
+        value = b.node("DequantizeLinear", b.input("x", (1, 64), "int8"), step, zero)
+        value = b.node("Gemm", value, b.weight(64, 64), name="first")
+        if between:
+            value = b.node("DequantizeLinear", b.node("QuantizeLinear", value, step, zero, name="pair"), step, zero)
+        value = b.node("Gemm", value, b.weight(64, 64), name="second")
+        b.output(b.node("QuantizeLinear", value, step, zero, name="end"), "y", (1, 64), "int8")
+        return b.build()
+
+    assert len(stored(model(between=False), "w4")[0]) == 2
+    assert stored(model(between=True), "w4") == ((), {"pair": QUANTIZED_ALREADY})
+
+
 def test_operands_that_cannot_be_stored_are_named() -> None:
     b = GraphBuilder("odd")
     x = b.input("x", (1, 64))
