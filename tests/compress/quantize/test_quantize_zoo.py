@@ -14,9 +14,10 @@ import pytest
 from edgewise.analysis.target import Target
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.plan import observed_tensors, plan
-from edgewise.compress.statistics import collect, observe
+from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.formats import onnx
 from edgewise.formats.shapes import fix_shapes
+from edgewise.passes.apply import optimize
 from edgewise.records.candidate import Quantize
 from edgewise.records.tensors import Run
 
@@ -64,3 +65,13 @@ def test_the_drop_is_small(
     # A drop of 1 point on 500 samples, or a standard error of the paired difference where that is more.
     room = max(0.01, float(np.std(before.astype(float) - after.astype(float))) / np.sqrt(len(before)))
     assert before.mean() - after.mean() <= room
+
+
+@pytest.mark.parametrize(("scheme", "most"), [("w4", 0.16), ("w8", 0.27)])
+def test_weights_alone_make_a_file_as_small_as_their_width_promises(
+    scheme: str, most: float, gives_float: Target
+) -> None:
+    path = ZOO / "imagenet" / "efficientnet_lite0.onnx"
+    model, _ = optimize(fix_shapes(onnx.load(path), {}))
+    result = apply(model, plan(model, Statistics({}, 1), gives_float, Quantize(scheme=scheme)))
+    assert len(ir.to_proto(result).SerializeToString()) <= most * path.stat().st_size
