@@ -24,8 +24,11 @@ from edgewise.errors import ContractError, DataError, RecipeError
 from edgewise.records.tensors import Array, Feeds, Outputs, Run
 
 SAMPLES: Final = 16
-"""How many samples are enough to tell ranges apart. Empirical: 16, 32, 64 and 128 choose ranges of the same fidelity
-where clipping is corrected to what all calibration samples say of it; without, 16 clip too much.
+"""How many samples are enough to tell ranges apart.
+
+Empirical, on five networks: with clipping corrected to what all calibration samples say of it, 16 samples lead to the
+same signal-to-noise ratio at the model's outputs as 64 or 128, within 0.4 dB; without, they clip too much (1.6 dB less
+for a residual network, 6 dB for a small one).
 """
 
 FloatArray = npt.NDArray[np.float32]

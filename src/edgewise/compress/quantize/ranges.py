@@ -28,7 +28,10 @@ cuts into the values that matter, and 99.999 % differs little from `min_max` wit
 """
 
 FRACTIONS: Final = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Shares of the extremes that `candidates` tries. Empirical: halves are chosen at times, less than that hardly ever."""
+"""Shares of the extremes that `candidates` tries, besides what the methods choose.
+
+Empirical: each was the best for 4 to 35 of 186 tensors of five networks, a half for 12 of them; less was not tried.
+"""
 
 _CANDIDATES: Final = 128
 
