@@ -27,7 +27,7 @@ SAMPLES: Final = 16
 """How many samples are enough to tell ranges apart.
 
 Empirical, on three small networks: with clipping corrected to what all calibration samples say of it, 16 samples lead
-to the same signal-to-noise ratio at the model's outputs as 64, within 0.4 dB. Without the correction they clip too much:
+to the same signal-to-noise ratio at the outputs of the model as 64, within 0.4 dB. Without it they clip too much:
 1.7 dB worse for a residual network, 6 dB for one with rare large values, and 0.7 dB for the third.
 """
 
