@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -39,7 +40,7 @@ ROUNDS = 12
 MakeTask = Callable[..., "Task"]
 
 FUSED = Candidate(steps=(Fuse(),), backend="ort", options=RunOptions())
-INT8 = Candidate(steps=(Fuse(), Quantize(ranges="min-max")), backend="ort", options=RunOptions())
+INT8 = Candidate(steps=(Fuse(), Quantize(ranges="mse")), backend="ort", options=RunOptions())
 
 
 def latency(median_us: float, *, spread: float = 0.002, threads: int = 1) -> Latency:
@@ -226,7 +227,7 @@ def job_of(task: Task, *, clock: Clock | None = None, **options: Any) -> Iterato
             machine=SimpleNamespace(fingerprint="here"),  # type: ignore[arg-type]
             backends=("ort",),
             workspace=workspace,
-            workshop=Workshop(model, data.calibrate, workspace, Quiet()),
+            workshop=Workshop(model, data.calibrate, workspace, Quiet(), lambda: math.inf),
             progress=Quiet(),
             deadline=Deadline.after(request.effort.budget_s, clock or Clock()),
             run_id="run",

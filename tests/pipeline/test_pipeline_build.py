@@ -70,7 +70,7 @@ def test_calibration_reads_each_of_its_samples_once(task: Task, monkeypatch: pyt
             return feeds(self, index)
 
         monkeypatch.setattr(dataset, "feeds", noting)
-        assert job.workshop.statistics.samples == len(job.data.calibrate)
+        assert job.workshop.material.statistics.samples == len(job.data.calibrate)
         assert read == list(job.data.calibrate.indices)
 
 

@@ -14,9 +14,9 @@ from edgewise.errors import BackendError, EdgewiseError, RecipeError
 from edgewise.formats.onnx import save
 from edgewise.measure.process import Entry
 from edgewise.pipeline import culprits as module
-from edgewise.pipeline.build import open_judge
 from edgewise.pipeline.culprits import Culprits, Sampled, Timing, cost, culprits
 from edgewise.pipeline.diff import diff
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Quiet
 from edgewise.pipeline.request import DataRequest
 from edgewise.records.measurements import Latency

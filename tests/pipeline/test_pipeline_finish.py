@@ -112,7 +112,7 @@ def test_the_verdict_says_what_was_gained_and_what_was_shown() -> None:
 def test_the_verdict_says_why_not_and_how_many_samples_would_do() -> None:
     words = verdict(chosen(rung(INT8, 50.0, certificate=FAILED)))
     assert words == (
-        "Nothing that was tried is better than the untouched model: `ort int8-min-max`, 2.00x as fast, is not "
+        "Nothing that was tried is better than the untouched model: `ort int8-mse`, 2.00x as fast, is not "
         "certified: on 500 samples the loss of top1 is at most 3 points at 95 % confidence, more than the 1 point "
         "asked for; about 2100 certify samples would show it."
     )

@@ -42,7 +42,7 @@ def test_load_fixes_the_batch(tmp_path: Path) -> None:
 def test_quantize_gives_legal_standard_qdq_that_answers_alike(ranges: RangeMethod) -> None:
     model = conv_net()
     before = to_bytes(model)
-    quantized = edgewise.quantize(model, pictures(), "w8a8", ranges=ranges)
+    quantized = edgewise.quantize(model, pictures(), "w8a8", ranges=ranges, extra_time=0)
     assert to_bytes(model) == before
     assert is_legal(quantized)
     operators = [node.op_type for node in quantized.graph]

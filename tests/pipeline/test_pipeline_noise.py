@@ -13,7 +13,7 @@ from tests.pipeline.conftest import FUSED, INT8, Task, job_of
 from edgewise.compress.statistics import observe
 from edgewise.errors import BackendError
 from edgewise.pipeline import noise as module
-from edgewise.pipeline.build import open_judge
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.noise import measure, quantization_noise
 from edgewise.pipeline.optimize import finished_run
 from edgewise.records.codec import decode, encode

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgewise.pipeline.propose import RANGE_METHODS, propose, timing_twin, untouched
-from edgewise.records.candidate import Quantize
+from edgewise.pipeline.propose import QUANTIZED, SMALL, propose, timing_twin, untouched
+from edgewise.records.candidate import Candidate, Fuse, Quantize, RunOptions
 
 
 def test_the_untouched_model_comes_first_at_every_number_of_threads() -> None:
@@ -16,16 +16,22 @@ def test_names_are_unique() -> None:
     assert len({candidate.name for candidate in candidates}) == len(candidates)
 
 
-def test_every_range_method_is_tried_on_every_backend_in_every_precision() -> None:
+def test_every_way_to_quantize_is_tried_on_every_backend_in_every_precision() -> None:
     candidates = propose({"ort": ("fp32",), "openvino": ("fp32", "bf16")}, (1,))
     tried = {
-        (candidate.backend, candidate.options.precision, step.ranges)
+        (candidate.backend, candidate.options.precision, step)
         for candidate in candidates
         for step in candidate.steps
         if isinstance(step, Quantize)
     }
     places = {("ort", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")}
-    assert tried == {(*place, ranges) for place in places for ranges in RANGE_METHODS}
+    assert tried == {(*place, step) for place in places for step in QUANTIZED}
+
+
+def test_weights_alone_are_quantized_where_size_is_asked_for() -> None:
+    candidates = propose({"ort": ("fp32",), "openvino": ("fp32", "bf16")}, (1,), small=True)
+    tried = [(c.backend, c.options.precision, c.steps[-1]) for c in candidates if c.steps and c.steps[-1] in SMALL]
+    assert tried == [(backend, "fp32", step) for backend in ("ort", "openvino") for step in SMALL]
 
 
 def test_the_untouched_model_is_never_run_in_another_precision() -> None:
@@ -33,9 +39,10 @@ def test_the_untouched_model_is_never_run_in_another_precision() -> None:
     assert all(candidate.options.precision == "fp32" for candidate in candidates if candidate.is_untouched)
 
 
-def test_candidates_that_differ_in_ranges_alone_share_a_timing_twin() -> None:
-    candidates = propose({"ort": ("fp32",)}, (1,))
-    quantized = [c for c in candidates if any(isinstance(step, Quantize) for step in c.steps)]
-    assert len(quantized) == len(RANGE_METHODS)
-    assert len({timing_twin(candidate) for candidate in quantized}) == 1
+def test_candidates_that_differ_in_ranges_and_rounding_alone_share_a_timing_twin() -> None:
+    def twin(step: Quantize) -> Candidate:
+        return timing_twin(Candidate(steps=(Fuse(), step), backend="ort", options=RunOptions()))
+
+    assert twin(Quantize(ranges="mse")) == twin(Quantize(ranges="output", rounding="second-order"))
+    assert len({twin(step) for step in QUANTIZED}) == len({step.extra_time for step in QUANTIZED}) == 3
     assert timing_twin(untouched(1)) == untouched(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import get_args
 
 import psutil
 import pytest
@@ -11,13 +12,16 @@ from tests.pipeline.conftest import FUSED, Clock, FakeMeasures, Task, job_of
 from edgewise.errors import BackendError
 from edgewise.pipeline import screen
 from edgewise.pipeline.explore import explore
-from edgewise.pipeline.propose import propose, untouched
+from edgewise.pipeline.propose import untouched
 from edgewise.pipeline.screen import build_all, time_all
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, HistogramMethod, Quantize, RunOptions, Step
 
 
 def test_every_group_holds_the_baseline(task: Task, measures: FakeMeasures, monkeypatch: pytest.MonkeyPatch) -> None:
     with job_of(task) as job:
-        candidates = propose({"ort": ("fp32",)}, (1,))
+        steps: list[tuple[Step, ...]] = [(), (Fuse(),), (Fuse(), HalveWeights())]
+        steps += [(Fuse(), Quantize(ranges=method)) for method in get_args(HistogramMethod)]
+        candidates = [Candidate(steps=one, backend="ort", options=RunOptions()) for one in steps]
         build_all(job, candidates)
         room = SimpleNamespace(available=2.2 * 3 * (screen.WORKER_BYTES + (1 << 20)))
         monkeypatch.setattr(psutil, "virtual_memory", lambda: room)

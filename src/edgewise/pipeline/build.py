@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +17,19 @@ from edgewise.analysis.target import Target
 from edgewise.backends import registry
 from edgewise.backends.protocol import Artifact, ArtifactSpec, Session
 from edgewise.compress.halve_weights import halve_weights
-from edgewise.compress.quantize.apply import apply as apply_quantization
-from edgewise.compress.quantize.plan import Plan, observed_tensors
-from edgewise.compress.quantize.plan import plan as plan_quantization
-from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.errors import BackendError, ContractError, EdgewiseError, ModelError, OutputError, RecipeError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.passes.protocol import Findings
 from edgewise.pipeline.inputs import LoadedModel, Split
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Progress
+from edgewise.pipeline.quantize import Decision, Material, Quantizer, gather
 from edgewise.pipeline.workspace import Workspace
-from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, RunOptions, Step
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, Step
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
-from edgewise.records.tensors import Feeds, Outputs
+from edgewise.records.tensors import Feeds, Outputs, Run
 from edgewise.samples.state import run_sequence, steps
-
-JUDGE: Final = RunOptions(graph_optimization="off")
-"""How ONNX Runtime runs a graph whose numbers are the reference: exactly as it is written."""
 
 PROBES: Final = 2
 """Calibration samples on which every pass is checked against the model before it."""
@@ -67,12 +62,15 @@ class Workshop:
         calibrate: Samples for statistics.
         workspace: Where artifacts and finished records lie.
         progress: Hears of the long parts.
+        left_s: Gives the seconds that are left of the budget.
     """
 
     model: LoadedModel
     calibrate: Split
     workspace: Workspace
     progress: Progress
+    left_s: Callable[[], float]
+    _quantizers: dict[str, Quantizer] = field(default_factory=dict, init=False, repr=False)
     _checked: dict[Candidate, Build] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -96,25 +94,25 @@ class Workshop:
         return {name: registry.get(name).target() for name in registry.ready()}
 
     @cached_property
-    def statistics(self) -> Statistics:
-        """What the calibration samples do to every tensor that any backend quantizes; one pass over them."""
-        model, _ = self.fused
-        names: dict[str, int | None] = {}
-        for target in self._targets.values():
-            names.update(observed_tensors(model, target))
-        session = open_judge(observe(model, names), RunOptions())
+    def material(self) -> Material:
+        """What the calibration samples show of every tensor that any backend quantizes; one pass over them."""
         self.progress.stage("Calibrating", len(self.calibrate))
-        try:
-            return collect(session.run, self._calibration_feeds(session), names)
-        finally:
-            session.close()
+        return gather(self.fused[0], self._targets.values(), self._calibration_feeds)
 
-    def _calibration_feeds(self, session: Session) -> Iterator[Feeds]:
+    def _calibration_feeds(self, run: Run) -> Iterator[Feeds]:
         """Give every step of every calibration sample, a recurrent model's own states fed back."""
         for index in self.calibrate.indices:
             dataset = self.calibrate.dataset
-            yield from steps(session.run, dataset.feeds(int(index)), dataset.state)
+            yield from steps(run, dataset.feeds(int(index)), dataset.state)
             self.progress.step()
+
+    def _quantizer(self, backend: str) -> Quantizer:
+        """Return what quantizes for a backend; its candidates share it."""
+        if backend not in self._quantizers:
+            self._quantizers[backend] = Quantizer(
+                self.material, self._targets[backend], left_s=self.left_s, note=self.progress.note
+            )
+        return self._quantizers[backend]
 
     def findings(self) -> Findings:
         """Return what the passes did and declined."""
@@ -132,7 +130,7 @@ class Workshop:
             if Fuse in steps_asked:
                 _ = self.fused
             if Quantize in steps_asked:
-                _ = self.statistics
+                _ = self.material
         except (ModelError, ContractError, BackendError) as error:
             # The candidates that need it will fail with the same words, one by one; the others are not concerned.
             self.progress.note(error.message)
@@ -162,19 +160,15 @@ class Workshop:
                     raise RecipeError("No weight can be stored as float16.")
                 return halved, findings.declines
             case Quantize():
-                plan = self._plan(step, model, backend)
-                if not plan.nodes:
+                decision = self._decision(step, backend)
+                if not decision.plan.nodes:
                     raise RecipeError("No node of this model can be quantized.")
-                return apply_quantization(model, plan), list(plan.declines)
+                return self._quantizer(backend).model(decision), list(decision.plan.declines)
 
-    def _plan(self, step: Quantize, model: ir.Model, backend: str) -> Plan:
-        target = self._targets[backend]
-        return self.workspace.store.recall(
-            "plan",
-            f"{backend} {step.scheme} {step.ranges}",
-            Plan,
-            lambda: plan_quantization(model, self.statistics, target, step),
-        )
+    def _decision(self, step: Quantize, backend: str) -> Decision:
+        """Return how a recipe quantizes for a backend: the same for every precision and number of threads."""
+        key = " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}"])
+        return self.workspace.store.recall("plan", key, Decision, lambda: self._quantizer(backend).decide(step))
 
     def folder(self, candidate: Candidate) -> Path:
         """Return where the artifact of a candidate lies."""
@@ -231,16 +225,6 @@ class Workshop:
         if build.spec is None:
             raise ContractError(f"Only a candidate that was built can be opened, but `{candidate.name}` was not.")
         return registry.get(candidate.backend).open(Artifact.read(self.folder(candidate), build.spec))
-
-
-def open_judge(model: ir.Model, options: RunOptions = JUDGE) -> Session:
-    """Open a graph in ONNX Runtime, by default exactly as it is written.
-
-    Raises:
-        BackendError: If ONNX Runtime refuses it.
-    """
-    backend = registry.get("ort")
-    return backend.open(backend.compile(model, options))
 
 
 def _is_complete(folder: Path, spec: ArtifactSpec) -> bool:

@@ -24,7 +24,7 @@ from edgewise.measure.latency import measure_group, ratio
 from edgewise.measure.metrics import METRICS, PerSample, default_metric
 from edgewise.measure.process import Entry
 from edgewise.passes.apply import optimize as fuse
-from edgewise.pipeline.build import open_judge
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Progress
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record

@@ -15,10 +15,10 @@ from edgewise.bundle.read import Bundle
 from edgewise.compress.quantize.restore import quantized_nodes
 from edgewise.compress.statistics import observe
 from edgewise.errors import DataError, ModelError
-from edgewise.pipeline.build import open_judge
 from edgewise.pipeline.culprits import Culprits, Sampled, Timing, culprits
 from edgewise.pipeline.export import graph_file
 from edgewise.pipeline.inputs import load_model, preprocessing_of
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import DataRequest
 from edgewise.pipeline.subjects import is_bundle

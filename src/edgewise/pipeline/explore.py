@@ -72,7 +72,8 @@ def explore(job: Job) -> Exploration:
 
 def _explore(job: Job) -> Exploration:
     precisions = {name: registry.get(name).precisions() for name in job.backends}
-    candidates = propose(precisions, job.request.effort.threads)
+    small = job.request.goal.max_size_bytes is not None
+    candidates = propose(precisions, job.request.effort.threads, small=small)
     failures = build_all(job, candidates)
     baseline = job.untouched[0]
     if baseline in failures:

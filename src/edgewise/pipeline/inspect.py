@@ -17,8 +17,8 @@ from edgewise.backends import registry
 from edgewise.compress.quantize.placement import place
 from edgewise.errors import BackendMissingError, ContractError, ModelError
 from edgewise.passes.apply import optimize as fuse
-from edgewise.pipeline.build import open_judge
 from edgewise.pipeline.inputs import load_model
+from edgewise.pipeline.judge import open_judge
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record
 from edgewise.records.findings import Change, Decline

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,22 +10,20 @@ import onnx_ir as ir
 
 from edgewise.analysis.facts import port
 from edgewise.backends import registry
-from edgewise.compress.quantize.apply import apply
-from edgewise.compress.quantize.plan import observed_tensors, plan
 from edgewise.compress.quantize.recipe import Scheme
-from edgewise.compress.statistics import collect, observe
 from edgewise.errors import RecipeError
 from edgewise.formats.registry import load as load_file
 from edgewise.formats.shapes import fix_shapes, require_static
 from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.bench import Bench
 from edgewise.pipeline.bench import bench as run_bench
-from edgewise.pipeline.build import open_judge
 from edgewise.pipeline.optimize import Result
 from edgewise.pipeline.optimize import optimize as run_optimize
 from edgewise.pipeline.progress import Progress
+from edgewise.pipeline.quantize import Quantizer, gather
 from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
-from edgewise.records.candidate import Quantize, RangeMethod, RunOptions
+from edgewise.pipeline.synthetic import synthetic_samples
+from edgewise.records.candidate import Quantize, RangeMethod, Rounding
 from edgewise.records.tensors import Array, Feeds
 from edgewise.samples.bind import feeds_of
 from edgewise.samples.source import Sample
@@ -52,43 +49,61 @@ def load(path: str | Path, *, shapes: Shapes | None = None) -> ir.Model:
 
 def quantize(
     model: ir.Model,
-    samples: Iterable[Array | Mapping[str, Array]],
+    samples: Iterable[Array | Mapping[str, Array]] | None,
     scheme: str = "w8a8",
     *,
-    ranges: RangeMethod = "mse",
+    ranges: RangeMethod = "output",
+    rounding: Rounding = "second-order",
+    extra_time: float = 0.02,
     backend: str = "ort",
 ) -> ir.Model:
     """Return `model`, fused and quantized, as standard QDQ ONNX.
 
+    Every choice is made by what it does to the model's outputs on the samples, without labels. With `extra_time` layers
+    are timed on this machine, so that two calls may keep different ones in float; 0 makes the result reproducible.
+
     Args:
         model: A model with a fixed batch, as `load` gives it; it is not changed.
         samples: Unlabelled samples without a batch axis, prepared as the model wants them: one array for the only
-            input, or arrays by input name. Each is read once; memory does not grow with their number.
-        scheme: `w8a8`: 8-bit weights, one scale a channel; 8-bit activations, one scale a tensor.
-        ranges: How the range of an activation is chosen.
+            input, or arrays by input name. Each is read once, and at most 512 MiB of them are kept. None makes
+            synthetic ones, as `--data none` does.
+        scheme: `w8a8`, `w6a8`, `w4a8` ...: integers of that width, stored as int8; `w8a16`, `w4a16` ...: 16-bit
+            activations, for NPUs (slower here); `w8`, `w4`, `w2` ...: weights alone, packed, float activations;
+            `w4g32`: likewise with a scale for each 32 input channels.
+        ranges: How the range of an activation is chosen. `output` takes for each tensor the range with the least error
+            at the layers that read it, and equalizes channels where that helps; the others look at the tensor alone.
+        rounding: How weights are rounded.
+        extra_time: Share of the quantized model's time that may be spent on keeping those layers in float that do the
+            most damage for it.
         backend: Whose kernels decide where 8 bits pay.
 
     Raises:
         RecipeError: If the scheme or backend does not exist, or no node can be quantized.
         DataError: If a sample does not fit, or there is none.
     """
+    step = Quantize(scheme=scheme, ranges=ranges, rounding=rounding, extra_time=extra_time)
     Scheme.parse(scheme)
     target = registry.get(backend).target()
     fused, _ = fuse(model)
-    names = observed_tensors(fused, target)
     inputs = tuple(port(value) for value in fused.graph.inputs)
 
     def feeds() -> Iterable[Feeds]:
+        if samples is None:
+            yield from synthetic_samples(fused)
+            return
         for index, sample in enumerate(samples):
             arrays = dict(sample) if isinstance(sample, Mapping) else {"": sample}
             yield feeds_of(Sample(arrays), inputs, where=f"Sample {index}")
 
-    with closing(open_judge(observe(fused, names), RunOptions())) as session:
-        statistics = collect(session.run, feeds(), names)
-    decided = plan(fused, statistics, target, Quantize(scheme=scheme, ranges=ranges))
-    if not decided.nodes:
-        raise RecipeError("No node of this model can be quantized.", hint="`edgewise inspect` says why, node by node.")
-    return apply(fused, decided)
+    quantizer = Quantizer(gather(fused, [target], lambda _run: feeds()), target)
+    decision = quantizer.decide(step)
+    if not decision.plan.nodes:
+        declined = decision.plan.declines
+        why = f" `{declined[0].node}`: {declined[0].reason}." if declined else ""
+        raise RecipeError(
+            f"No node of this model can be quantized.{why}", hint="`edgewise inspect` says why, node by node."
+        )
+    return quantizer.model(decision)
 
 
 def optimize(

@@ -19,8 +19,8 @@ from edgewise.compress.quantize.restore import integers_of, matched, quantized_n
 from edgewise.compress.quantize.sensitivity import noise_to_signal
 from edgewise.compress.statistics import observe
 from edgewise.errors import EdgewiseError
-from edgewise.pipeline.build import open_judge
 from edgewise.pipeline.job import Job
+from edgewise.pipeline.judge import open_judge
 from edgewise.records.candidate import Candidate, Quantize
 from edgewise.records.quantization import BINS, LayerNoise, QuantizationNoise, TensorHistogram
 from edgewise.records.tensors import Array, Feeds

@@ -24,12 +24,13 @@ from edgewise.measure.fidelity import scales
 from edgewise.measure.machine import describe
 from edgewise.measure.metrics import ALL, Metric, default_metric, resolve
 from edgewise.pipeline import explore, finish
-from edgewise.pipeline.build import Workshop, open_judge
+from edgewise.pipeline.build import Workshop
 from edgewise.pipeline.certify import certify
 from edgewise.pipeline.copies import Copies, count_copies
 from edgewise.pipeline.deliver import REPORT, deliver
 from edgewise.pipeline.inputs import Data, LoadedModel, load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
+from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.noise import quantization_noise
 from edgewise.pipeline.progress import Progress, Quiet
 from edgewise.pipeline.request import Request, check
@@ -132,6 +133,7 @@ def optimize(
         beginning = workspace.store.recall("beginning", "", Beginning, _begin)
         spent_s = _spent_s(workspace.store)
         workspace.store.put("session", "", Session(seconds=clock() - began))
+        deadline = Deadline(clock, began - spent_s + request.effort.budget_s)
         job = Job(
             request=request,
             model=model,
@@ -140,9 +142,9 @@ def optimize(
             machine=machine,
             backends=backends,
             workspace=workspace,
-            workshop=Workshop(model, data.calibrate, workspace, progress),
+            workshop=Workshop(model, data.calibrate, workspace, progress, lambda: deadline.left_s),
             progress=progress,
-            deadline=Deadline(clock, began - spent_s + request.effort.budget_s),
+            deadline=deadline,
             run_id=beginning.run_id,
         )
         return _run(job, beginning, command)

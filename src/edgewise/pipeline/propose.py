@@ -9,7 +9,6 @@ from edgewise.records.candidate import (
     Candidate,
     Fuse,
     HalveWeights,
-    HistogramMethod,
     Precision,
     Quantize,
     RunOptions,
@@ -19,7 +18,18 @@ from edgewise.records.candidate import (
 BASELINE_BACKEND: Final = "ort"
 """Where the untouched model runs that everything is compared with: the runtime that reads every ONNX file."""
 
-RANGE_METHODS: Final[tuple[HistogramMethod, ...]] = get_args(HistogramMethod)
+QUANTIZED: Final = (
+    Quantize(ranges="mse", rounding="nearest"),
+    Quantize(ranges="output", rounding="second-order", extra_time=0.02),
+    Quantize(ranges="output", rounding="second-order", extra_time=0.15),
+)
+"""Ways to quantize: the plain one; the one that loses least in nearly the same time; a safer one that takes more."""
+
+SMALL: Final = (
+    Quantize(scheme="w8", ranges="output", rounding="second-order"),
+    Quantize(scheme="w4", ranges="output", rounding="second-order"),
+)
+"""Weights alone: as slow as float, and tried where a size is asked for."""
 
 
 def untouched(threads: int) -> Candidate:
@@ -27,25 +37,28 @@ def untouched(threads: int) -> Candidate:
     return Candidate(steps=(), backend=BASELINE_BACKEND, options=RunOptions(threads=threads))
 
 
-def propose(precisions: Mapping[str, Sequence[str]], threads: Sequence[int]) -> tuple[Candidate, ...]:
+def propose(
+    precisions: Mapping[str, Sequence[str]], threads: Sequence[int], *, small: bool = False
+) -> tuple[Candidate, ...]:
     """Return all candidates, the untouched model first.
 
     Args:
         precisions: The precisions that each backend honours here, by backend name.
         threads: Numbers of threads of one inference.
+        small: Whether candidates are tried as well that can win by their size alone.
     """
     recipes: list[tuple[Step, ...]] = [
         (),
         (Fuse(),),
         (Fuse(), HalveWeights()),
-        *((Fuse(), Quantize(ranges=ranges)) for ranges in RANGE_METHODS),
+        *((Fuse(), step) for step in (*QUANTIZED, *(SMALL if small else ()))),
     ]
     found = [untouched(count) for count in threads]
     for backend, available in precisions.items():
         for steps in recipes:
             for precision in _known(available):
-                if precision != "fp32" and (not steps or HalveWeights() in steps):
-                    continue  # fusion is exact, so nothing is gained without it; and bf16 rounds more than fp16 weights
+                if precision != "fp32" and (not steps or steps[-1] in {HalveWeights(), *SMALL}):
+                    continue  # nothing is gained without fusion, which is exact; where size counts, float32 loses less
                 for count in threads:
                     options = RunOptions(threads=count, precision=precision)
                     found.append(Candidate(steps=steps, backend=backend, options=options))
@@ -57,6 +70,9 @@ def _known(available: Sequence[str]) -> list[Precision]:
 
 
 def timing_twin(candidate: Candidate) -> Candidate:
-    """Return the candidate that takes the same time: the method by which ranges are chosen moves no instruction."""
-    steps = tuple(Quantize(scheme=step.scheme) if isinstance(step, Quantize) else step for step in candidate.steps)
+    """Return the candidate that takes the same time: neither ranges nor rounding move an instruction."""
+    steps = tuple(
+        Quantize(scheme=step.scheme, extra_time=step.extra_time) if isinstance(step, Quantize) else step
+        for step in candidate.steps
+    )
     return Candidate(steps=steps, backend=candidate.backend, options=candidate.options)

@@ -100,12 +100,14 @@ def _word(step: Step) -> str:
 
 
 def _quantize_word(step: Quantize) -> str:
-    """Return what is asked for, without what is the default."""
+    """Return what is asked for; the ranges and the rounding that lose least go without saying."""
     words = ["int8" if step.scheme == "w8a8" else step.scheme]
     if step.ranges != "output":
         words.append(step.ranges)
-    if step.rounding != "nearest":
-        words.append(step.rounding)
+    if step.rounding == "nearest" and step.ranges == "output":
+        words.append("output")
+    if step.rounding == "second-order" and step.ranges != "output":
+        words.append("second-order")
     if step.extra_time:
         words.append(f"mixed{100 * step.extra_time:g}")
     return "-".join(words)

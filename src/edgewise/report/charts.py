@@ -178,7 +178,8 @@ def histogram(bins: Bins, tip: str, axes: tuple[Axis, Axis], frame: Frame) -> st
         edges = x.at(left), x.at(left + bins.width)
         shapes.append(_rect(edges[0], height, edges[1] - edges[0], y.start - height, kind))
     parts.append(_mark(tip, "c0", shapes, None))
-    parts += [_line(x.at(end), frame.top, x.at(end), y.start, "reference") for end in (bins.low, bins.high)]
+    borders = (bins.low, bins.high) if _plain(*ends) else ()
+    parts += [_line(x.at(end), frame.top, x.at(end), y.start, "reference") for end in borders]
     return _svg(parts, frame.width, frame.height)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 from msgspec.structs import replace
 
@@ -16,11 +15,10 @@ from edgewise.compress.quantize import affine, operators
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.operators import Weighted
 from edgewise.compress.quantize.placement import STAGE, label
-from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, smallest_scales
+from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, smallest_scales, with_integers
 from edgewise.compress.quantize.rounding import moments_for, round_weight
 from edgewise.compress.runner import Opener
 from edgewise.errors import ContractError
-from edgewise.records.arrays import StoredArray
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Array, Feeds
 
@@ -88,24 +86,34 @@ def round_weights(
 
 
 def _layers(model: ir.Model, whole: Plan, declines: list[Decline]) -> Iterator[_Layer]:
-    """Yield the layers of the plan in graph order, and list those that are not defined for it."""
+    """Yield the layers of the plan in graph order, and list those that second-order rounding is not defined for."""
     planned = {weight.node: weight for weight in whole.weights}
     for node in model.graph:
         weight = planned.get(node.outputs[0].name or "")
-        if weight is None or node.op_type not in operators.WEIGHTED:
+        if weight is None:
             continue
-        operands = operators.weighted(node)
-        values = operators.constant(node.inputs[weight.slot])
-        if isinstance(operands, str) or values is None:
-            raise ContractError(
-                f"A plan belongs to one model, and in this one `{label(node)}` has no constant weights."
-            )
-        moments = moments_for(node, operands, values)
-        if isinstance(moments, str):
-            reason = f"its weights are rounded to the nearest integers: {moments}"
+        layer = _layer(node, weight)
+        if isinstance(layer, str):
+            reason = f"its weights are rounded to the nearest integers: {layer}"
             declines.append(Decline(stage=STAGE, node=label(node), operator=node.op_type, reason=reason))
-            continue
-        yield _Layer(node, operands, values, weight, moments)
+        else:
+            yield layer
+
+
+def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
+    """Return a layer of the plan, or why second-order rounding is not defined for it."""
+    values = operators.constant(node.inputs[planned.slot])
+    if values is None:
+        raise ContractError(f"A plan belongs to one model, and in this one `{label(node)}` has no constant weights.")
+    if node.op_type not in operators.WEIGHTED:
+        return f"{node.op_type} does not multiply with them"
+    operands = operators.weighted(node)
+    if isinstance(operands, str):
+        return operands
+    if (operands.weight, operands.axis) != (planned.slot, planned.axis):
+        return "their scales do not lie along the layer's outputs"
+    moments = moments_for(node, operands, values)
+    return moments if isinstance(moments, str) else _Layer(node, operands, values, planned, moments)
 
 
 def _waves(layers: Sequence[_Layer], waves: int) -> Iterator[list[_Layer]]:
@@ -151,14 +159,16 @@ def _round(layer: _Layer, source: QuantizedTensor | None) -> QuantizedWeight:
     floor = None
     if bias is not None and source is not None:
         floor = smallest_scales(bias, source.scale, per_channel=layer.operands.axis is not None)
+    planned = layer.planned
     rounded = round_weight(
-        layer.node, layer.operands, layer.weight, layer.moments, bits=layer.planned.bits, floor=floor
+        layer.node,
+        layer.operands,
+        layer.weight,
+        layer.moments,
+        bits=planned.bits,
+        block=planned.block,
+        floor=floor,
     )
-    shift = rounded.bias_shift
-    return replace(
-        layer.planned,
-        scales=tuple(float(one) for one in np.atleast_1d(rounded.scales)),
-        integers=StoredArray.of(rounded.integers),
-        bias_slot=layer.operands.bias if bias is not None or shift is not None else None,
-        bias_shift=() if shift is None else tuple(float(one) for one in shift),
-    )
+    if rounded.bias_shift is not None and planned.bias_slot is None:
+        planned = replace(planned, bias_slot=layer.operands.bias)
+    return with_integers(planned, rounded.integers, rounded.scales, rounded.bias_shift)
