@@ -187,6 +187,21 @@ def test_a_graph_out_of_order_is_put_in_order(tmp_path: Path) -> None:
     assert [node.outputs[0].name for node in model.graph] == ["h", "y"]
 
 
+def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Also one without a name, which is called by its output, from one that is named like that output."""
+    values = ["x", "a", "b", "c", "d", "y"]
+    names = ["n", "n", "c", "", "n_2"]
+    nodes = [helper.make_node("Relu", [values[k]], [values[k + 1]], name=name) for k, name in enumerate(names)]
+    model = load(_write(tmp_path / "m.onnx", _proto(nodes)))
+    assert [onnx_format.node_name(node) for node in model.graph] == ["n", "n_3", "c", "d", "n_2"]
+    names[2] = "d"
+    for node, name in zip(nodes, names, strict=True):
+        node.name = name
+    model = load(_write(tmp_path / "m.onnx", _proto(nodes)))
+    assert [onnx_format.node_name(node) for node in model.graph] == ["n", "n_3", "d", "d_2", "n_2"]
+    assert np.array_equal(_run(to_bytes(model), X), X)
+
+
 def test_a_value_that_nothing_computes_is_named(tmp_path: Path) -> None:
     proto = _proto([helper.make_node("Add", ["x", "ghost"], ["y"], name="add")])
     with pytest.raises(ModelError, match="node `add` reads `ghost`"):

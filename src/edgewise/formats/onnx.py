@@ -48,8 +48,8 @@ _CHUNK = 1 << 22
 def load(path: Path) -> ir.Model:
     """Return the model in `path`; weights in other files are mapped into memory, not read.
 
-    Initializers that are also graph inputs, as old exporters write them, are initializers only, and functions that
-    the model brings along are inlined.
+    Initializers that are also graph inputs, as old exporters write them, are initializers only, functions that the
+    model brings along are inlined, and no two nodes have one name.
 
     Raises:
         ModelError: If the file is damaged or not ONNX, if data beside it are missing, short or outside of its
@@ -316,9 +316,25 @@ def _normalised(model: ir.Model, path: Path) -> ir.Model:
         if value.name in graph.initializers:
             graph.inputs.remove(value)
     _put_in_order(model, path)
+    _name_apart(model)
     # Before IR version 4 every initializer had to be an input as well.
     model.ir_version = max(model.ir_version, 4)
     return model
+
+
+def _name_apart(model: ir.Model) -> None:
+    """Give nodes that are called like an earlier one a name of their own.
+
+    ONNX allows two nodes of one name, ONNX Runtime does not, and what is found out about a node is told by its name.
+    """
+    taken, seen = {node_name(node) for node in model.graph.all_nodes()}, set[str]()
+    for node in model.graph.all_nodes():
+        name, number = node_name(node), 1
+        while node_name(node) in seen:
+            number += 1
+            if f"{name}_{number}" not in taken:
+                node.name = f"{name}_{number}"
+        seen.add(node_name(node))
 
 
 def _put_in_order(model: ir.Model, path: Path) -> None:

@@ -17,6 +17,7 @@ from edgewise.analysis.target import Target
 from edgewise.compress.quantize import affine, operators
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, observed_tensors, plan
+from edgewise.compress.quantize.restore import quantized_nodes
 from edgewise.compress.statistics import collect, observe
 from edgewise.errors import ContractError, ModelError
 from edgewise.records.candidate import Quantize
@@ -216,8 +217,11 @@ def test_an_output_in_the_middle_keeps_its_name_and_place(
     b.output(b.node("Conv", "x", b.weight(4, 4, 3, 3)), "middle")
     b.output(b.node("Conv", "middle", b.weight(4, 4, 3, 3)), "y")
     model = b.build()
+    for node in model.graph:
+        node.name = ""  # then it is called by its output
     feeds = random_feeds(model)
     result = quantized(model, needs_output_pairs, ort_run, [feeds])
+    assert quantized_nodes(result) == ("middle", "y")
     assert [value.name for value in result.graph.outputs] == ["middle", "y"]
     makers = [value.producer() for value in result.graph.outputs]
     assert [maker.op_type for maker in makers if maker is not None] == ["DequantizeLinear"] * 2

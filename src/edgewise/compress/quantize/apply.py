@@ -109,7 +109,9 @@ class _Writer:
 
     def _give(self, value: ir.Value, replacement: ir.Value) -> None:
         """Let the model give `replacement` under the name of its output `value`."""
-        name = value.name
+        name, producer = value.name, value.producer()
+        if producer is not None and not producer.name:
+            producer.name = name  # by which plans and findings call it
         value.name = self._unique(f"{name}_float")
         replacement.name = name
         for index, output in enumerate(self.graph.outputs):
