@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgewise.compress.gram import Moments, Summary
+from edgewise.compress.gram import LARGEST_INPUT, Moments, Summary
 from edgewise.compress.unfold import Dense, Window
 from edgewise.errors import ContractError, DataError
 
@@ -139,3 +139,15 @@ def test_bad_input_is_refused_and_nothing_is_no_moments() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(DataError, match="sample 3"):
             moments.add(np.zeros((1, 2), np.float32), np.array([[0, bad]], np.float32), sample=3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_inputs_whose_squares_are_no_float32_have_no_moments() -> None:
+    moments = Moments(Dense(outputs=1, columns=2))
+    rows = np.ones((4, 2), np.float32)
+    for sample, scale in enumerate((1.0, LARGEST_INPUT)):
+        moments.add(rows * np.float32(scale), rows * np.float32(scale), sample=sample)
+    assert moments.all() is not None
+    moments.add(rows, rows * np.float32(-2 * LARGEST_INPUT), sample=2)
+    assert moments.is_too_large
+    assert moments.all() is moments.fit() is None

@@ -81,6 +81,13 @@ class TestCollect:
         assert tensor.channel_means is None
         assert not tensor.is_constant
 
+    @pytest.mark.filterwarnings("error")
+    def test_means_of_values_whose_sum_is_no_float32(self) -> None:
+        values = np.full((1, 2, 100), 3e37, np.float32)
+        means = collect(identity, samples(values), {"y": 1}).tensors["y"].channel_means
+        assert means is not None
+        assert means.tolist() == [float(np.float32(3e37))] * 2
+
     @pytest.mark.parametrize("axis", [0, 1, 2, -1])
     def test_means_along_every_axis(self, axis: int) -> None:
         arrays = [np.random.default_rng(seed).integers(-9, 9, (2, 3, 4)).astype(np.float32) for seed in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +24,10 @@ _MOST_POSITIONS: Final = 512
 
 _BUFFERED_ROWS: Final = 1024
 _BUFFERED_VALUES: Final = 1 << 22
+
+LARGEST_INPUT: Final = 2.0**50
+"""Largest magnitude of an input whose products can be summed over 1,024 rows in float32, and squared again with
+weights in front of them."""
 
 _HELD_EVERY: Final = 5
 _HELD_VALUES: Final = 1 << 22
@@ -86,12 +91,19 @@ class Moments:
         unfolding: How the layer is a product of matrices.
         positions: Most positions of one sample, or None for a number that keeps a sample near a millisecond, with 128
             samples giving at least eight rows a column.
+
+    Attributes:
+        unfolding: As given.
+        positions: As given, or as chosen.
+        samples: Samples that were added and had any position.
+        is_too_large: Whether an input was larger than `LARGEST_INPUT`: there are no moments then.
     """
 
     def __init__(self, unfolding: Unfolding, *, positions: int | None = None) -> None:
         self.unfolding = unfolding
         self.positions = positions if positions is not None else _positions(unfolding)
         self.samples = 0
+        self.is_too_large = False
         groups, columns = unfolding.groups, unfolding.columns
         self._fit = _Sums(groups, columns)
         self._waiting: list[tuple[Rows, Rows]] = []
@@ -129,14 +141,19 @@ class Moments:
         total = self.unfolding.positions(x.shape)
         if total == 0:
             return
-        self.samples += 1
         chosen = spread(total, most, sample)
         pair = self.unfolding.rows(x, chosen), self.unfolding.rows(x_hat, chosen)
-        if not all(np.isfinite(rows).all() for rows in pair):
+        # Both extremes propagate NaN.
+        extremes = [abs(float(extreme)) for rows in pair for extreme in (rows.min(), rows.max())]
+        if not all(map(math.isfinite, extremes)):
             raise DataError(
                 f"Every activation has to be finite, but calibration sample {sample} makes NaN or an infinity.",
                 hint="Look for NaN, infinities or extreme values in that sample, and for a wrong pre-processing.",
             )
+        if max(extremes) > LARGEST_INPUT:
+            self.is_too_large = True
+            return
+        self.samples += 1
         if held:
             self._held.append(pair)
             self._held_rows += len(chosen)
@@ -157,14 +174,16 @@ class Moments:
         return _joined(self._held) if self._held else None
 
     def fit(self) -> Summary | None:
-        """Return the moments of all rows but those held out; None where there are none."""
+        """Return the moments of all rows but those held out; None where there are none, or inputs are too large."""
         self._flush()
-        return self._fit.summary(self.samples - self._held_samples) if self._fit.count else None
+        if self.is_too_large or not self._fit.count:
+            return None
+        return self._fit.summary(self.samples - self._held_samples)
 
     def all(self) -> Summary | None:
-        """Return the moments of all rows; None where there are none."""
+        """Return the moments of all rows; None where there are none, or inputs are too large."""
         self._flush()
-        if not self._held:
+        if self.is_too_large or not self._held:
             return self.fit()
         sums = self._fit.copy()
         x, x_hat = _joined(self._held)

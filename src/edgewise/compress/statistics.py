@@ -217,8 +217,12 @@ def _channels(values: npt.NDArray[np.float32], axis: int) -> _Channels:
     rows = values.reshape(outer, values.shape[axis], inner)
     # Sums along the contiguous axis in float32: numpy adds pairwise there, the error stays at a few unit roundoffs.
     # Squares in float64: those of large values are no float32.
+    with np.errstate(over="ignore"):
+        sums = (rows.sum(axis=2) if inner > 1 else rows[:, :, 0]).sum(axis=0, dtype=np.float64)
+    if not np.isfinite(sums).all():  # values are finite: their sum is no float32
+        sums = rows.sum(axis=(0, 2), dtype=np.float64)
     return _Channels(
-        sums=(rows.sum(axis=2) if inner > 1 else rows[:, :, 0]).sum(axis=0, dtype=np.float64),
+        sums=sums,
         squares=np.einsum("oci,oci->c", rows, rows, dtype=np.float64),
         low=rows.min(axis=(0, 2)),
         high=rows.max(axis=(0, 2)),

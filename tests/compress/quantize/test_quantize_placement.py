@@ -278,6 +278,21 @@ class TestDeclines:
         assert place(model, gives_float).weighted == ()
 
 
+def test_what_has_no_known_rank_stays_float(gives_float: Target) -> None:
+    b = start()
+    value = conv(b, conv(b, "x", "c1"), "c2")
+    value = b.node("Add", value, conv(b, "x", "c3"), name="add")
+    b.output(conv(b, value, "c4"), "y")
+    model = b.build()
+    reason = "the number of dimensions of what it reads or makes is not known"
+    assert place(model, gives_float).declines == ()
+    by_name = {node.name: node for node in model.graph}
+    by_name["add"].outputs[0].shape = None
+    assert reasons(place(model, gives_float)) == {"add": reason, "c4": reason}
+    by_name["c1"].outputs[0].shape = None
+    assert reasons(place(model, gives_float)) == {"c1": reason, "c2": reason, "add": reason, "c4": reason}
+
+
 def test_planning_does_not_change_the_model(needs_output_pairs: Target) -> None:
     b = start()
     b.output(conv(b, conv(b, "x", "c1"), "c2"), "y")

@@ -136,6 +136,21 @@ def test_what_has_no_second_order_keeps_its_nearest_integers_and_says_so(
     assert reasons[-3:] == ["its weights are rounded to the nearest integers: it is too wide"] * 3
 
 
+@pytest.mark.filterwarnings("error")
+def test_inputs_too_large_for_moments_keep_the_nearest_integers_and_say_so(
+    needs_output_pairs: Target, ort_run: MakeRun
+) -> None:
+    model = correlated_net()
+    nearest = planned(model, needs_output_pairs, ort_run, 8)
+    large = [{"x": feed["x"] * np.float32(1e30)} for feed in samples(3)]
+    rounded = round_weights(model, nearest, opener(ort_run), large)
+    for before, after in zip(nearest.weights, rounded.weights, strict=True):
+        assert (before.scales, before.bias_shift) == (after.scales, after.bias_shift)
+    # Only the first layer sees them: the others see what its range leaves.
+    reasons = [decline.reason for decline in rounded.declines[len(nearest.declines) :]]
+    assert reasons[0] == "its weights are rounded to the nearest integers: inputs above 1.1e+15 have no second moments"
+
+
 def test_layers_that_share_weights_are_rounded_each_for_itself(needs_output_pairs: Target, ort_run: MakeRun) -> None:
     draw = np.random.default_rng(0)
     b = GraphBuilder("shared")

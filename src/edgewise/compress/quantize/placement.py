@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,6 +17,8 @@ STAGE = "quantize"
 QUANTIZED_ALREADY = "the model is quantized already, and is left as it is"
 
 KEPT = "it is kept in float: 8 bits do more damage here than their time is worth"
+
+_NO_RANK = "the number of dimensions of what it reads or makes is not known"
 
 Edge = tuple[ir.Node, int]
 
@@ -138,6 +140,9 @@ class _Placer:
         if not _is_float32(activation):
             self.reasons[node] = f"its input is {_type_name(activation)}, and only float32 can be quantized"
             return
+        if not _have_ranks([activation, node.outputs[0]]):
+            self.reasons[node] = _NO_RANK
+            return
         self.operands[node] = operands
         self.chosen[node] = None
 
@@ -146,6 +151,8 @@ class _Placer:
         values = [node.inputs[slot] for slot in operators.activation_slots(node) if slot < len(node.inputs)]
         if not all(_is_float32(value) for value in [*values, node.outputs[0]]):
             return ""
+        if not _have_ranks([*values, node.outputs[0]]):
+            return _NO_RANK
         if any(operators.constant(value) is not None for value in values):
             return "one of its operands is constant"
         return operators.why_not_follower(node)
@@ -274,6 +281,11 @@ def _is_private(value: ir.Value) -> bool:
 def _is_float32(value: ir.Value | None) -> bool:
     # Where inference knew no type, the other operands decide: the checker has made sure that they agree.
     return value is not None and value.dtype in {None, ir.DataType.FLOAT}
+
+
+def _have_ranks(values: Iterable[ir.Value | None]) -> bool:
+    """Whether all have a known number of dimensions, without which no runtime gives them for observation."""
+    return all(value is not None and value.shape is not None for value in values)
 
 
 def _type_name(value: ir.Value | None) -> str:

@@ -332,7 +332,8 @@ class _Judge:
         rest = self.lost + self.rows @ (layer.weight - real).astype(np.float32).swapaxes(1, 2)
         if layer.has_bias:
             rest -= layer.shift(self.fit, real).astype(np.float32)[:, None, :]
-        return np.asarray(np.square(rest, out=rest).mean(axis=(0, 2), dtype=np.float64), np.float64)
+        with np.errstate(over="ignore"):  # an infinite error is worse than any other
+            return np.asarray(np.square(rest, out=rest).mean(axis=(0, 2), dtype=np.float64), np.float64)
 
     def choose(self) -> tuple[_Settings | None, float, float]:
         """Return the settings (None for the nearest integers), their error, and the error of the nearest integers.
@@ -363,7 +364,7 @@ class _Judge:
 
 def _beats(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
     """Whether `one` is smaller than `other` in the mean: a paired, one-sided t test at 95 % says so."""
-    gain = other - one
+    gain = other - one if np.isfinite(one).all() and np.isfinite(other).all() else np.zeros(0)
     if len(gain) < 2:
         return False
     return bool(gain.mean() > stdtrit(len(gain) - 1, 0.95) * gain.std(ddof=1) / np.sqrt(len(gain)))

@@ -9,7 +9,7 @@ from typing import Final
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from edgewise.compress.gram import Moments
+from edgewise.compress.gram import LARGEST_INPUT, Moments
 from edgewise.compress.prefix import prefix
 from edgewise.compress.quantize import affine, operators
 from edgewise.compress.quantize.apply import apply
@@ -80,6 +80,8 @@ def round_weights(
                     x_hat = _round_trip(x_hat, quantized[layer.source], whole.activation_type)
                 layer.moments.add(x, x_hat, sample=sample)
         for layer in wave:
+            if layer.moments.is_too_large:
+                declines.append(_decline(layer.node, f"inputs above {LARGEST_INPUT:.2g} have no second moments"))
             rounded[layer.planned.node] = _round(layer, quantized.get(layer.source))
     weights = tuple(rounded.get(weight.node, weight) for weight in whole.weights)
     return replace(whole, weights=weights, declines=(*whole.declines, *declines))
@@ -94,10 +96,14 @@ def _layers(model: ir.Model, whole: Plan, declines: list[Decline]) -> Iterator[_
             continue
         layer = _layer(node, weight)
         if isinstance(layer, str):
-            reason = f"its weights are rounded to the nearest integers: {layer}"
-            declines.append(Decline(stage=STAGE, node=label(node), operator=node.op_type, reason=reason))
+            declines.append(_decline(node, layer))
         else:
             yield layer
+
+
+def _decline(node: ir.Node, why: str) -> Decline:
+    reason = f"its weights are rounded to the nearest integers: {why}"
+    return Decline(stage=STAGE, node=label(node), operator=node.op_type, reason=reason)
 
 
 def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
