@@ -101,6 +101,12 @@ def test_noise_and_angle(pair: tuple[list[float], list[float]]) -> None:
 def test_infinities_of_a_mask_count_for_nothing() -> None:
     masked = np.array([1.0, -np.inf, 2.0])
     assert noise_to_signal(masked, np.array([1.0, -np.inf, 3.0])) == (1.0, 5.0)
+    finite = np.array([1.0, 3.0])
+    with np.errstate(all="raise", under="ignore"):
+        found = divergence(masked, np.array([1.0, -np.inf, 3.0]), "logits")
+        assert found == pytest.approx(divergence(np.array([1.0, 2.0]), finite, "logits"))
+        assert divergence(np.array([1.0, np.inf]), np.array([1.0, np.inf]), "logits") == 0
+        assert divergence(np.full(2, -np.inf), np.full(2, -np.inf), "logits") == 0
 
 
 SOFT = softmax(np.random.default_rng(0).standard_normal((4, 1, 5)), axis=-1).astype(np.float32)
@@ -188,6 +194,11 @@ def test_what_cannot_be_compared_is_refused(ort_run: MakeRun) -> None:
         sensitivities(scaled(1), {"inf": lambda: scaled(np.inf)}, opener(ort_run), feeds_of(1))
     with pytest.raises(DataError, match="at least one sample"):
         sensitivities(scaled(1), {}, opener(ort_run), [])
+    b = GraphBuilder("decided")
+    b.output(b.node("ArgMax", b.input("x", (1, 4))), "best", dtype="int64")
+    decided = b.build()
+    with pytest.raises(ModelError, match=r"hold real numbers.*`best` are whole numbers"):
+        sensitivities(decided, {}, opener(ort_run), feeds_of(1))
     with pytest.raises(DataError, match="sample 1 makes NaN"):
         sensitivities(scaled(1), {}, opener(ort_run), [*feeds_of(1), {"x": np.full((1, 4), np.nan, np.float32)}])
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from edgewise.compress.quantize.restore import quantized_nodes, restored
 from edgewise.compress.runner import Opener
-from edgewise.errors import ContractError, DataError, ModelError
+from edgewise.errors import ContractError, DataError, ModelError, UserError
 from edgewise.records.codec import Record
 from edgewise.records.tensors import Array, Feeds, Outputs, Run
 
@@ -33,6 +33,9 @@ CACHE_BYTES: Final = 64 << 20
 
 SMALLEST_PROBABILITY: Final = 1e-9
 """Floor of a probability in a divergence: integers make exact zeros of small ones, which would count as infinite."""
+
+FURTHEST_SCORE: Final = 1e300
+"""Magnitude of a score that stands for an infinite one: its exponential is zero, and differences of two are finite."""
 
 SUM_TOLERANCE: Final = 1e-3
 """How far probabilities may be from summing to 1: 1,000 classes in float16 come this far."""
@@ -122,7 +125,8 @@ def sensitivities(
 
     Raises:
         DataError: If there is no sample, or the reference gives NaN in one.
-        ModelError: If a variant gives NaN where the reference gives none; the message names variant and sample.
+        ModelError: If no output holds real numbers, or a variant gives NaN where the reference gives none; the message
+            names variant and sample.
         ContractError: If a variant lacks an output, or gives one of another shape.
     """
     with _Teacher(reference, open_model, feeds, kinds or {}) as teacher:
@@ -234,8 +238,11 @@ def divergence(reference: Array, other: Array, kind: Kind) -> float:
 
 
 def log_softmax(scores: Array) -> Floats:
-    """Return the logarithm of the softmax over the last axis, in float64, of any finite scores."""
-    values = np.asarray(scores, np.float64)
+    """Return the logarithm of the softmax over the last axis, in float64, of any scores but NaN.
+
+    Infinite scores count as `FURTHEST_SCORE`, so that a class that both models rule out makes no difference.
+    """
+    values = np.clip(np.asarray(scores, np.float64), -FURTHEST_SCORE, FURTHEST_SCORE)
     shifted = values - values.max(axis=-1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
@@ -335,15 +342,24 @@ class _Teacher:
                 fits = fits and size <= CACHE_BYTES
                 self.kept = [*self.kept, outputs] if fits else []
         if not recognisers:
-            raise DataError(
-                "Sensitivity needs a model with an output of real numbers and at least one sample.",
-                hint="Give more samples.",
-            )
+            raise self._nothing_to_compare()
         self.kinds = {name: self.asked.get(name, found.found()) for name, found in recognisers.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kept = []
+
+    def _nothing_to_compare(self) -> UserError:
+        if not self.feeds:
+            return DataError(
+                "Outputs are compared on at least one sample, but there is none.", hint="Give more samples."
+            )
+        names = ", ".join(f"`{value.name}`" for value in self.model.graph.outputs)
+        return ModelError(
+            f"At least one output has to hold real numbers, for how far they are off is what is measured. "
+            f"Those of {names} are whole numbers, or there are none.",
+            hint="Let the model give the scores from which it makes them, too.",
+        )
 
     def compare(self, name: str, run: Run) -> Sensitivity:
         """Return how far the outputs of `run` are off."""
