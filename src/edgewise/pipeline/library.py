@@ -9,9 +9,13 @@ from typing import TypeAlias
 import onnx_ir as ir
 
 from edgewise.analysis.facts import port
+from edgewise.analysis.target import Target
 from edgewise.backends import registry
+from edgewise.compress.quantize.placement import place
 from edgewise.compress.quantize.recipe import Scheme
+from edgewise.compress.quantize.weight_only import store_weights
 from edgewise.errors import RecipeError
+from edgewise.formats.onnx import check_weights
 from edgewise.formats.registry import load as load_file
 from edgewise.formats.shapes import fix_shapes, require_static
 from edgewise.passes.apply import optimize as fuse
@@ -79,12 +83,14 @@ def quantize(
 
     Raises:
         RecipeError: If the scheme or backend does not exist, or no node can be quantized.
+        ModelError: If weights hold NaN or infinities.
         DataError: If a sample does not fit, or there is none.
     """
     step = Quantize(scheme=scheme, ranges=ranges, rounding=rounding, extra_time=extra_time)
-    Scheme.parse(scheme)
     target = registry.get(backend).target()
+    check_weights(model)
     fused, _ = fuse(model)
+    _check_quantizable(fused, target, Scheme.parse(scheme))
     inputs = tuple(port(value) for value in fused.graph.inputs)
 
     def feeds() -> Iterable[Feeds]:
@@ -96,14 +102,27 @@ def quantize(
             yield feeds_of(Sample(arrays), inputs, where=f"Sample {index}")
 
     quantizer = Quantizer(gather(fused, [target], lambda _run: feeds()), target)
-    decision = quantizer.decide(step)
-    if not decision.plan.nodes:
-        declined = decision.plan.declines
-        why = f" `{declined[0].node}`: {declined[0].reason}." if declined else ""
-        raise RecipeError(
-            f"No node of this model can be quantized.{why}", hint="`edgewise inspect` says why, node by node."
-        )
-    return quantizer.model(decision)
+    return quantizer.model(quantizer.decide(step))
+
+
+def _check_quantizable(model: ir.Model, target: Target, scheme: Scheme) -> None:
+    """Refuse a model in which nothing can be quantized, before any sample is read.
+
+    Raises:
+        RecipeError: With the first of the reasons.
+    """
+    if scheme.is_weight_only:
+        stored, declines = store_weights(model, scheme, target.stored_weight_bits)
+        any_node = bool(stored)
+    else:
+        placement = place(model, target)
+        any_node, declines = bool(placement.weighted), placement.declines
+    if any_node:
+        return
+    why = f" `{declines[0].node}`: {declines[0].reason}." if declines else ""
+    raise RecipeError(
+        f"No node of this model can be quantized.{why}", hint="`edgewise inspect` says why, node by node."
+    )
 
 
 def optimize(
