@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tests.pipeline.quantize_nets import Times
 
 from edgewise.backends import registry
 from edgewise.bundle.read import Bundle
@@ -23,7 +24,7 @@ from edgewise.formats.onnx import save
 from edgewise.measure.machine import describe
 from edgewise.measure.metrics import METRICS
 from edgewise.measure.process import Entry
-from edgewise.pipeline import finish, screen
+from edgewise.pipeline import finish, quantize, screen
 from edgewise.pipeline.build import Workshop
 from edgewise.pipeline.inputs import load_model, open_data
 from edgewise.pipeline.job import Deadline, Job
@@ -201,6 +202,18 @@ def make_task(tmp_path: Path) -> Callable[..., Task]:
         return made
 
     return make
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Times]:
+    """Return a function that decides what keeping nodes in float takes; 1 % each by default."""
+
+    def decided(cost: Callable[[str], float] = lambda _name: 0.01, **options: Any) -> Times:
+        made = Times(cost, **options)
+        monkeypatch.setattr(quantize, "extra_times", made)
+        return made
+
+    return decided
 
 
 class Clock:

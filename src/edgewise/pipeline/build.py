@@ -17,6 +17,7 @@ from edgewise.analysis.target import Target
 from edgewise.backends import registry
 from edgewise.backends.protocol import Artifact, ArtifactSpec, Session
 from edgewise.compress.halve_weights import halve_weights
+from edgewise.compress.quantize.apply import apply
 from edgewise.errors import BackendError, ContractError, EdgewiseError, ModelError, OutputError, RecipeError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.passes.protocol import Findings
@@ -129,7 +130,7 @@ class Workshop:
         try:
             if Fuse in steps_asked:
                 _ = self.fused
-            if Quantize in steps_asked:
+            if any(self._is_undecided(candidate) for candidate in candidates):
                 _ = self.material
         except (ModelError, ContractError, BackendError) as error:
             # The candidates that need it will fail with the same words, one by one; the others are not concerned.
@@ -137,6 +138,13 @@ class Workshop:
 
     def _is_missing(self, candidate: Candidate) -> bool:
         return self.workspace.store.get("build", candidate.name, Build) is None
+
+    def _is_undecided(self, candidate: Candidate) -> bool:
+        return any(
+            isinstance(step, Quantize)
+            and self.workspace.store.get("plan", _decision_key(step, candidate.backend), Decision) is None
+            for step in candidate.steps
+        )
 
     def graph(self, candidate: Candidate) -> tuple[ir.Model, tuple[Decline, ...]]:
         """Return the graph that a candidate asks for, and what its steps declined.
@@ -163,12 +171,18 @@ class Workshop:
                 decision = self._decision(step, backend)
                 if not decision.plan.nodes:
                     raise RecipeError("No node of this model can be quantized.")
-                return self._quantizer(backend).model(decision), list(decision.plan.declines)
+                return self._quantized(decision, backend), list(decision.plan.declines)
 
     def _decision(self, step: Quantize, backend: str) -> Decision:
         """Return how a recipe quantizes for a backend: the same for every precision and number of threads."""
-        key = " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}"])
+        key = _decision_key(step, backend)
         return self.workspace.store.recall("plan", key, Decision, lambda: self._quantizer(backend).decide(step))
+
+    def _quantized(self, decision: Decision, backend: str) -> ir.Model:
+        """Return the quantized model. How channels were equalized is not stored: calibration tells it again."""
+        if decision.equalized:
+            return self._quantizer(backend).model(decision)
+        return apply(self.fused[0], decision.plan)
 
     def folder(self, candidate: Candidate) -> Path:
         """Return where the artifact of a candidate lies."""
@@ -225,6 +239,10 @@ class Workshop:
         if build.spec is None:
             raise ContractError(f"Only a candidate that was built can be opened, but `{candidate.name}` was not.")
         return registry.get(candidate.backend).open(Artifact.read(self.folder(candidate), build.spec))
+
+
+def _decision_key(step: Quantize, backend: str) -> str:
+    return " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}"])
 
 
 def _is_complete(folder: Path, spec: ArtifactSpec) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Final
@@ -21,6 +23,7 @@ from edgewise.analysis.target import Target
 from edgewise.compress.quantize import channel_groups
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.equalize import equalize
+from edgewise.compress.quantize.output_error import SAMPLES as RANGE_SAMPLES
 from edgewise.compress.quantize.output_error import choose_ranges
 from edgewise.compress.quantize.plan import Plan, keep_float, observed_tensors, plan
 from edgewise.compress.quantize.recipe import Scheme
@@ -42,7 +45,7 @@ because every sample has many positions."""
 TRIAL_SAMPLES: Final = 64
 """Samples on which two ways to quantize are told apart by the model's outputs."""
 
-DAMAGE_SAMPLES: Final = 32
+DAMAGE_SAMPLES: Final = 16
 """Samples on which the damage of each single node is measured."""
 
 HELD_BYTES: Final = 512 << 20
@@ -55,11 +58,15 @@ calibration samples differ by about this much."""
 SHARE: Final = 0.2
 """Most of the time left that one such step may take."""
 
+LEAST_SHARE: Final = 0.15
+"""Share of the noise that has to come from weights for rounding to be tried: it cannot take away more than that, which
+is 0.7 dB."""
+
 MOST_MACS: Final = 0.25
 """Most of the multiply-accumulates that may stay float: where 8 bits are slower than float, all would, and the
 model would not be quantized any more."""
 
-MOST_KEPT: Final = 12
+MOST_KEPT: Final = 8
 """Most nodes that are timed in float. Empirical: in every network that was looked at fewer do nearly all damage."""
 
 
@@ -118,15 +125,47 @@ def gather(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], It
     Raises:
         DataError: If there is no sample, or one makes NaN or an infinity.
     """
+    held = Held()
+    statistics = _statistics(model, targets, lambda run: held.through(feeds(run)))
+    return Material(model, statistics, held.feeds)
+
+
+def _statistics(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], Iterable[Feeds]]) -> Statistics:
+    """Return the statistics of every tensor that a plan may quantize or an equalization may scale."""
     names: dict[str, int | None] = dict(channel_groups.observed_tensors(model))
     for target in targets:
         # A tensor may be wanted by both: whoever wants means of channels says along which axis they lie.
-        names.update({name: axis for name, axis in observed_tensors(model, target).items() if axis is not None})
-        names = {**dict.fromkeys(observed_tensors(model, target)), **names}
-    held = Held()
+        for name, axis in observed_tensors(model, target).items():
+            names[name] = names.get(name) if axis is None else axis
     with opened(observe(model, names)) as run:
-        statistics = collect(run, held.through(feeds(run)), names)
-    return Material(model, statistics, held.feeds)
+        return collect(run, feeds(run), names)
+
+
+def judged_tensors(model: ir.Model) -> tuple[str, ...]:
+    """Return the tensors of real numbers from which a model without any among its outputs makes them; else none.
+
+    What ends in ArgMax or TopK gives whole numbers, and those have no noise.
+    """
+    waiting = list(model.graph.outputs)
+    found: dict[str, None] = {}  # a set that keeps its order
+    if any(_is_real(value) for value in waiting):
+        return ()
+    seen = set(waiting)
+    while waiting:
+        producer = waiting.pop().producer()
+        for value in () if producer is None else producer.inputs:
+            if value is None or value in seen or value.is_initializer():
+                continue
+            seen.add(value)
+            if _is_real(value):
+                found[value.name or ""] = None
+            else:
+                waiting.append(value)
+    return tuple(found)
+
+
+def _is_real(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 class Held:
@@ -139,6 +178,7 @@ class Held:
     def __init__(self, most_bytes: int = HELD_BYTES) -> None:
         self.feeds: list[Feeds] = []
         self._most_bytes = most_bytes
+        self._bytes = 0
         self._every = 1
 
     def through(self, feeds: Iterable[Feeds]) -> Iterator[Feeds]:
@@ -146,16 +186,27 @@ class Held:
         for index, feed in enumerate(feeds):
             if index % self._every == 0:
                 self.feeds.append({name: array.copy() for name, array in feed.items()})
-                size = max(1, sum(array.nbytes for array in feed.values()))
-                if len(self.feeds) > max(1, self._most_bytes // size):
-                    self.feeds = self.feeds[::2]
+                self._bytes += _size(feed)
+                while self._bytes > self._most_bytes and len(self.feeds) > 1:
+                    self._bytes -= sum(map(_size, self.feeds[1::2]))
+                    del self.feeds[1::2]
                     self._every *= 2
             yield feed
+
+
+def _size(feed: Feeds) -> int:
+    return sum(array.nbytes for array in feed.values())
 
 
 def evenly(feeds: Sequence[Feeds], most: int) -> Sequence[Feeds]:
     """Return at most `most` of the feeds, evenly spread."""
     return feeds[:: max(1, -(-len(feeds) // most))]
+
+
+def without(feeds: Sequence[Feeds], most: int) -> Sequence[Feeds]:
+    """Return the feeds that `evenly(feeds, most)` leaves out."""
+    every = max(1, -(-len(feeds) // most))
+    return [feed for index, feed in enumerate(feeds) if index % every]
 
 
 @dataclass
@@ -174,6 +225,7 @@ class Quantizer:
     left_s: Callable[[], float] = _no_end
     note: Callable[[str], None] = _unheard
     _pace_s: float = field(default=0.0, init=False, repr=False)
+    _damages: dict[int, dict[str, float]] = field(default_factory=dict, init=False, repr=False)
     _made: dict[tuple[str, RangeMethod], Decision] = field(default_factory=dict, init=False, repr=False)
 
     def decide(self, step: Quantize, options: RunOptions | None = None) -> Decision:
@@ -213,10 +265,23 @@ class Quantizer:
         return self._equalized if decision.equalized and self._equalized is not None else self.material
 
     @cached_property
+    def _judged(self) -> tuple[str, ...]:
+        return judged_tensors(self.material.model)
+
+    @contextmanager
+    def _opened(self, model: ir.Model) -> Iterator[Run]:
+        """Open a model that is going to be compared with others by its outputs."""
+        with opened(observe(model, self._judged) if self._judged else model) as run:
+            yield run
+
+    @cached_property
     def _equalized(self) -> Material | None:
         """The equalized model and what the samples show of it; None where nothing can be equalized."""
         model, findings = equalize(self.material.model, self.material.statistics)
-        return gather(model, [self.target], lambda _run: self.material.feeds) if findings.changes else None
+        if not findings.changes:
+            return None
+        feeds = self.material.feeds
+        return Material(model, _statistics(model, [self.target], lambda _run: feeds), feeds)
 
     def _nearest(self, scheme: str, ranges: RangeMethod) -> Decision:
         """Return the best of the ways to quantize with nearest rounding, every node quantized that can be."""
@@ -227,24 +292,30 @@ class Quantizer:
                 trials.extend(other.trials)
                 if other.noise < GAIN * best.noise:
                     best = other
-            self._made[scheme, ranges] = replace(best, trials=(*trials, best.trials[-1]))
+            self._made[scheme, ranges] = _ending_with(best, trials)
         return self._made[scheme, ranges]
 
     def _rounded(self, decision: Decision) -> Decision:
         """Return `decision` with second-order rounding, or as it is where that makes more noise."""
         if not self._affords(WAVES * min(len(self.material.feeds), ROUNDING_SAMPLES), "second-order rounding"):
             return decision
+        if self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
+            return decision
         source = self._source(decision)
-        rounded = round_weights(source.model, decision.plan, opened, evenly(source.feeds, ROUNDING_SAMPLES))
-        return self._better(decision, self._tried(replace(decision, plan=rounded), ", second-order rounding"))
+        # Not on the samples of the trials, where there are others: rounding is fitted to what it sees.
+        others = evenly(without(source.feeds, TRIAL_SAMPLES) or source.feeds, ROUNDING_SAMPLES)
+        rounded = round_weights(source.model, decision.plan, opened, others)
+        return self._better(decision, self._tried(replace(decision, plan=rounded)))
 
-    def _tried(self, decision: Decision, how: str = "") -> Decision:
+    def _noise_of_weights(self, decision: Decision) -> float:
+        """Return the noise at the outputs if the weights alone are quantized: the most that rounding can take away."""
+        return self._tried(replace(decision, plan=replace(decision.plan, tensors=()))).noise
+
+    def _tried(self, decision: Decision) -> Decision:
         """Return `decision` with how far its model is from the float one as its last trial."""
-        plan_made = decision.plan
-        name = f"{'equalized, ' if decision.equalized else ''}{plan_made.scheme}, {plan_made.ranges} ranges{how}"
-        feeds = evenly(self.material.feeds, TRIAL_SAMPLES)
+        feeds, variants = evenly(self.material.feeds, TRIAL_SAMPLES), {_words(decision): lambda: self.model(decision)}
         began = time.monotonic()
-        trials = sensitivities(self.material.model, {name: lambda: self.model(decision)}, opened, feeds)
+        trials = sensitivities(self.material.model, variants, self._opened, feeds)
         self._pace_s = (time.monotonic() - began) / len(feeds)
         return replace(decision, trials=(*decision.trials, *trials))
 
@@ -253,7 +324,7 @@ class Quantizer:
         """Return the one with less noise; both know all trials, and the last one is that of the result."""
         if after.noise < before.noise:
             return after
-        return replace(before, trials=(*after.trials, before.trials[-1]))
+        return _ending_with(before, after.trials)
 
     def _ways(self, scheme: str, ranges: RangeMethod) -> Iterator[Decision]:
         """Yield plans with nearest rounding, the simplest first."""
@@ -267,7 +338,8 @@ class Quantizer:
             for method in methods:
                 chosen = None
                 if method == "output":
-                    chosen = choose_ranges(source.model, self.target, source.statistics, opened, source.feeds)
+                    few = evenly(source.feeds, RANGE_SAMPLES)
+                    chosen = choose_ranges(source.model, self.target, source.statistics, opened, few)
                 asked = Quantize(scheme=scheme, ranges=method, rounding="nearest")
                 made = plan(source.model, source.statistics, self.target, asked, chosen=chosen)
                 yield Decision(plan=made, equalized=equalized, trials=())
@@ -276,8 +348,11 @@ class Quantizer:
         """Return `whole` with those nodes in float that take away most damage for at most `extra_time` more time."""
         if not self._affords(len(whole.plan.nodes) * DAMAGE_SAMPLES, "measuring the damage of each layer"):
             return whole
-        damages = self.damages(whole)
-        worst = [name for name in sorted(damages, key=lambda name: -damages[name]) if damages[name] > 0][:MOST_KEPT]
+        macs = {cost.node: cost.macs for cost in layer_costs(self._source(whole).model)}
+        most_macs = MOST_MACS * sum(macs.get(name, 0) for name in whole.plan.nodes)
+        damages = self._damages_of(whole)
+        worst = [name for name in sorted(damages, key=lambda name: -damages[name]) if damages[name] > 0]
+        worst = [name for name in worst if macs.get(name, 0) <= most_macs][:MOST_KEPT]
         share = partial(self._extra_times, whole, options)
         items = [
             (Option(cost=0.0, damage=damages[name]), Option(cost=cost, damage=0.0))
@@ -285,15 +360,17 @@ class Quantizer:
         ]
         found = least_damage(items, extra_time) if items else None
         kept = [name for name, choice in zip(worst, found.choices if found else (), strict=False) if choice]
-        macs = {cost.node: cost.macs for cost in layer_costs(self._source(whole).model)}
-        most_macs = MOST_MACS * sum(macs.get(name, 0) for name in whole.plan.nodes)
-        # Costs need not add up: the least useful nodes are given back until all together fit.
-        while kept and (sum(macs.get(name, 0) for name in kept) > most_macs or share([kept])[0] > extra_time):
-            kept.pop()
+
+        def fits(count: int) -> bool:
+            few = kept[:count]
+            return sum(macs.get(name, 0) for name in few) <= most_macs and share([few])[0] <= extra_time
+
+        # Costs need not add up: as many as fit together, those that do most damage first.
+        kept = kept[: bisect(range(1, len(kept) + 1), False, key=lambda count: not fits(count))]
         if not kept:
             return whole
         relieved = replace(self._keeping(whole, kept), trials=whole.trials, kept=tuple(kept))
-        return self._better(whole, self._tried(relieved, f", {len(kept)} nodes in float"))
+        return self._better(whole, self._tried(relieved))
 
     def _extra_times(self, whole: Decision, options: RunOptions, kept: Sequence[Sequence[str]]) -> list[float]:
         """Return for each set of nodes what keeping it in float costs, as a share of the whole's time."""
@@ -304,6 +381,13 @@ class Quantizer:
         made = keep_float(self._source(whole).model, whole.plan, self.target, names)
         return Decision(plan=made, equalized=whole.equalized, trials=())
 
+    def _damages_of(self, whole: Decision) -> dict[str, float]:
+        """Return `damages`, measured once for all recipes that begin with the same plan."""
+        key = hash(whole.plan)
+        if key not in self._damages:
+            self._damages[key] = self.damages(whole)
+        return self._damages[key]
+
     def damages(self, decision: Decision) -> dict[str, float]:
         """Return the damage of every quantized node by name: the noise at the outputs if it alone is quantized."""
         source, names = self._source(decision).model, decision.plan.nodes
@@ -313,8 +397,26 @@ class Quantizer:
             return lambda: restored(quantized, [other for other in names if other != name], reference=source)
 
         feeds = evenly(self.material.feeds, DAMAGE_SAMPLES)
-        found = sensitivities(source, {name: alone(name) for name in names}, opened, feeds)
+        found = sensitivities(source, {name: alone(name) for name in names}, self._opened, feeds)
         return {one.node: one.nsr for one in found}
+
+
+def _words(decision: Decision) -> str:
+    """Return what a decision does, for people."""
+    made = decision.plan
+    words = ["equalized"] if decision.equalized else []
+    words += [made.scheme, f"{made.ranges} ranges"]
+    if any(weight.integers is not None for weight in made.weights):
+        words.append("second-order rounding")
+    if decision.kept:
+        words.append(f"in float: {', '.join(decision.kept)}")
+    return ", ".join(words)
+
+
+def _ending_with(result: Decision, trials: Sequence[Sensitivity]) -> Decision:
+    """Return `result` knowing all `trials`, its own, which is one of them, at the end as well."""
+    own = result.trials[-1]
+    return replace(result, trials=tuple(trials) if trials[-1] == own else (*trials, own))
 
 
 def _histogram_method(ranges: RangeMethod, bits: int | None) -> RangeMethod:
