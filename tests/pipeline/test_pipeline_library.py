@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -73,10 +74,32 @@ def test_quantize_refuses_what_cannot_be() -> None:
         edgewise.quantize(conv_net(), [])
     with pytest.raises(DataError, match="Sample 1"):
         edgewise.quantize(conv_net(), [pictures()[0], np.zeros(3, np.float32)])
+    for options in ({"rounding": "up"}, {"extra_time": -0.1}, {"extra_time": float("nan")}):
+        with pytest.raises(RecipeError, match="has to be one of second-order, nearest, and `extra_time`"):
+            edgewise.quantize(conv_net(), pictures(), **options)
     b = GraphBuilder("nothing")
     b.output(b.node("Sin", b.input("x", (1, 4))), "y", (1, 4))
     with pytest.raises(RecipeError, match="No node of this model can be quantized"):
         edgewise.quantize(b.build(), [np.zeros(4, np.float32)])
+
+
+@pytest.mark.parametrize("given", [5, "photos", {"image": pictures()[0]}])
+def test_samples_have_to_be_a_list_of_samples(given: Any) -> None:
+    with pytest.raises(DataError, match=f"a list of samples.*Received {type(given).__name__}"):
+        edgewise.quantize(conv_net(), given)
+
+
+@pytest.mark.parametrize("given", ["photo.png", None, [[1.0, 2.0], [3.0]]])
+def test_a_sample_has_to_hold_numbers(given: Any) -> None:
+    with pytest.raises(DataError, match="Sample 1 has to hold arrays"):
+        edgewise.quantize(conv_net(), [pictures()[0], given])
+
+
+def test_a_sample_may_be_a_list_of_numbers() -> None:
+    arrays = [np.asarray(array) for array in np.random.default_rng(0).standard_normal((4, 16)).astype(np.float32)]
+    lists = [array.tolist() for array in arrays]
+    one, other = (edgewise.quantize(mlp(), given, extra_time=0) for given in (arrays, lists))
+    assert to_bytes(one) == to_bytes(other)
 
 
 def test_optimize_and_bundle(task: Task, measures: FakeMeasures) -> None:

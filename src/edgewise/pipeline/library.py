@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
+import numpy as np
 import onnx_ir as ir
 
 from edgewise.analysis.facts import port
@@ -14,7 +16,7 @@ from edgewise.backends import registry
 from edgewise.compress.quantize.placement import place
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.weight_only import store_weights
-from edgewise.errors import RecipeError
+from edgewise.errors import DataError, RecipeError
 from edgewise.formats.onnx import check_weights
 from edgewise.formats.registry import load as load_file
 from edgewise.formats.shapes import fix_shapes, require_static
@@ -82,10 +84,15 @@ def quantize(
         backend: Whose kernels decide where 8 bits pay.
 
     Raises:
-        RecipeError: If the scheme or backend does not exist, or no node can be quantized.
+        RecipeError: If the scheme, the rounding or the backend does not exist, or no node can be quantized.
         ModelError: If weights hold NaN or infinities.
         DataError: If a sample does not fit, or there is none.
     """
+    if rounding not in get_args(Rounding) or not 0 <= extra_time < math.inf:
+        raise RecipeError(
+            f"`rounding` has to be one of {', '.join(get_args(Rounding))}, and `extra_time` a share of at least 0. "
+            f"Received `{rounding}` and {extra_time:g}."
+        )
     step = Quantize(scheme=scheme, ranges=ranges, rounding=rounding, extra_time=extra_time)
     target = registry.get(backend).target()
     check_weights(model)
@@ -93,16 +100,41 @@ def quantize(
     _check_quantizable(fused, target, Scheme.parse(scheme))
     inputs = tuple(port(value) for value in fused.graph.inputs)
 
+    if isinstance(samples, Mapping | str) or not isinstance(samples, Iterable | None):
+        raise DataError(
+            f"Samples have to be a list of samples, or anything else that gives one after another. Received "
+            f"{type(samples).__name__}.",
+            hint="For a single sample give a list of one; None makes synthetic ones.",
+        )
+
     def feeds() -> Iterable[Feeds]:
         if samples is None:
             yield from synthetic_samples(fused)
             return
         for index, sample in enumerate(samples):
-            arrays = dict(sample) if isinstance(sample, Mapping) else {"": sample}
-            yield feeds_of(Sample(arrays), inputs, where=f"Sample {index}")
+            where = f"Sample {index}"
+            yield feeds_of(_sample(sample, where), inputs, where=where)
 
     quantizer = Quantizer(gather(fused, [target], lambda _run: feeds()), target)
     return quantizer.model(quantizer.decide(step))
+
+
+def _sample(given: Array | Mapping[str, Array], where: str) -> Sample:
+    """Return a sample as arrays; lists of numbers, and what else numpy reads, are arrays, too.
+
+    Raises:
+        DataError: If it holds anything but numbers.
+    """
+    named = given if isinstance(given, Mapping) else {"": given}
+    try:
+        arrays = {name: np.asarray(array) for name, array in named.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where} has to hold arrays, but numpy makes none of it: {error}.") from error
+    for name, array in arrays.items():
+        if array.dtype.kind in "OSU":
+            what = f"array `{name}`" if name else "its array"
+            raise DataError(f"{where} has to hold arrays of numbers, but {what} is of type {array.dtype}.")
+    return Sample(arrays)
 
 
 def _check_quantizable(model: ir.Model, target: Target, scheme: Scheme) -> None:
