@@ -138,3 +138,35 @@ def test_an_artifact_from_before_the_choice_of_float_weights_is_read() -> None:
 )
 def test_float_weights_are_for_float_activations(model: Callable[[], ir.Model], expected: bool) -> None:
     assert ORT.compile(model(), RunOptions()).spec.float_weights is expected
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Gemm"])
+def test_a_float_layer_between_quantized_tensors_keeps_its_float_weights(operator: str) -> None:
+    """ONNX Runtime would round them to 8 bits with one scale, though the graph says float.
+
+    One weight is a hundred times larger than the others, which rounding like that would make zero. All that may differ
+    between the graph as it is written and the optimized one is on which side of half a step a sum of float32 lies.
+    """
+    b = graphs.GraphBuilder("float_between")
+    draw = np.random.default_rng(0)
+    convolution = operator == "Conv"
+    weight = draw.standard_normal((8, 8, 3, 3) if convolution else (8, 8)).astype(np.float32) / 8
+    weight.flat[0] = 12.5
+    shape = (1, 8, 6, 6) if convolution else (1, 8)
+    one, other = np.float32(1 / 32), np.float32(1 / 16)
+    options: dict[str, Any] = {"pads": [1, 1, 1, 1]} if convolution else {"transB": 1}
+
+    def pair(value: str, step: np.float32) -> str:
+        grid = (b.constant(step), b.constant(np.uint8(128)))
+        return b.node("DequantizeLinear", b.node("QuantizeLinear", value, *grid), *grid)
+
+    value = pair(b.input("x", shape), one)
+    value = b.node(operator, value, b.constant(weight), b.constant(np.zeros(8, np.float32)), name="float", **options)
+    b.output(pair(value, other), "y", shape)
+    model = b.build()
+    feeds = graphs.random_feeds(model)
+    written, optimized = (
+        ORT.open(ORT.compile(model, RunOptions(graph_optimization=level))).run(feeds)["y"] for level in ("off", "all")
+    )
+    assert np.abs(written - optimized).max() <= other
+    assert np.mean(written != optimized) < 0.1

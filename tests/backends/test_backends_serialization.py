@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +33,7 @@ def test_weights_beyond_the_limit_lie_in_a_file_beside_the_model() -> None:
 
 def test_ort_opens_two_files_from_memory() -> None:
     model = graphs.mlp(features=64, hidden=64)
-    ports = {"inputs": input_ports(model), "outputs": output_ports(model)}
+    ports: dict[str, Any] = {"inputs": input_ports(model), "outputs": output_ports(model)}
     feeds = graphs.random_feeds(model)
     one, two = (
         session.OrtSession(Artifact.of(files, backend="ort", options=RunOptions(), **ports)).run(feeds)
