@@ -222,7 +222,8 @@ def test_an_if_stays_float_with_the_weights_that_it_reads(ort_run: MakeRun) -> N
         edgewise.quantize(branching_net(), samples(8))
 
 
-def test_a_loop_stays_float_and_what_follows_it_with_an_unknown_rank(ort_run: MakeRun) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "w4"])
+def test_a_loop_stays_float_and_what_follows_it_has_an_unknown_rank(scheme: str, ort_run: MakeRun) -> None:
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["before", "inner"], ["product"]),
@@ -245,8 +246,10 @@ def test_a_loop_stays_float_and_what_follows_it_with_an_unknown_rank(ort_run: Ma
     first = b.node("MatMul", b.input("x", (1, 32)), b.weight(32, 32), name="first")
     carried = b.node("Loop", b.constant(np.int64(3)), b.constant(np.array(True)), first, name="loop", body=body)
     b.output(b.node("MatMul", carried, b.weight(32, 16, fan_in=32), name="last"), "y", (1, 16))
-    quantized = check(b.build(), samples(32), "w8a8", ort_run)
-    assert [node.op_type for node in quantized.graph].count("QuantizeLinear") == 1
+    quantized = check(b.build(), samples(32), scheme, ort_run)
+    operators = [node.op_type for node in quantized.graph]
+    assert operators.count("QuantizeLinear") == (1 if scheme == "w8a8" else 0)
+    assert operators.count("DequantizeLinear") == 2  # the last layer's weights can be stored all the same
 
 
 def test_a_scan_stays_float(ort_run: MakeRun) -> None:
@@ -303,6 +306,12 @@ def test_activations_of_extreme_size(scheme: str, scale: float, ort_run: MakeRun
     else:
         quantized = edgewise.quantize(b.build(), samples(3, 8, 8, scale=scale), scheme, extra_time=0)
         assert np.isfinite(ort_run(quantized)({"x": draw(1, 3, 8, 8, scale=scale)})["y"]).all()
+
+
+@pytest.mark.parametrize("scheme", KINDS)
+def test_weights_of_extreme_size(scheme: str, ort_run: MakeRun) -> None:
+    model = perceptron(draw(64, 32, seed=1, scale=1e25), draw(32, 64, seed=2, scale=1e-30))
+    check(model, samples(32), scheme, ort_run)
 
 
 def test_whole_numbers_and_booleans_beside_real_outputs_stay_what_they_are(ort_run: MakeRun) -> None:

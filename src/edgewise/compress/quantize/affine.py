@@ -225,7 +225,8 @@ def _searched(
     best, least = whole.copy(), np.full(len(rows), np.inf)
 
     def offer(scales: npt.NDArray[np.float32]) -> None:
-        error = np.square(rows - _rounded(rows, scales, largest) * scales[:, None]).sum(axis=1, dtype=np.float64)
+        with np.errstate(over="ignore"):  # an infinite error is no better than any other
+            error = np.square(rows - _rounded(rows, scales, largest) * scales[:, None]).sum(axis=1, dtype=np.float64)
         better = error < least
         least[better], best[better] = error[better], scales[better]
 

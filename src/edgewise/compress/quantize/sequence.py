@@ -118,6 +118,8 @@ def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
         return operands
     if (operands.weight, operands.axis) != (planned.slot, planned.axis):
         return "their scales do not lie along the layer's outputs"
+    if operators.required(node.inputs[operands.activation]).shape is None:
+        return "the number of dimensions of its input is not known"
     moments = moments_for(node, operands, values)
     return moments if isinstance(moments, str) else _Layer(node, operands, values, planned, moments)
 
