@@ -29,7 +29,7 @@ from edgewise.compress.quantize.plan import Plan, keep_float, observed_tensors, 
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
-from edgewise.compress.quantize.sequence import WAVES, round_weights
+from edgewise.compress.quantize.sequence import round_weights
 from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.layer_times import extra_times
@@ -297,7 +297,7 @@ class Quantizer:
 
     def _rounded(self, decision: Decision) -> Decision:
         """Return `decision` with second-order rounding, or as it is where that makes more noise."""
-        if not self._affords(WAVES * min(len(self.material.feeds), ROUNDING_SAMPLES), "second-order rounding"):
+        if not self._affords(len(decision.plan.weights) * ROUNDING_SAMPLES // 2, "second-order rounding"):
             return decision
         if self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
             return decision

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import onnx_ir as ir
 from msgspec.structs import replace
@@ -22,13 +22,6 @@ from edgewise.errors import ContractError
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Array, Feeds
 
-WAVES: Final = 16
-"""Parts in which the layers are rounded: before each the samples are run once, so layers of one part do not see each
-other's rounding."""
-
-LARGEST_WAVE: Final = 48 << 20
-"""Most numbers in the Gram matrices of one wave: 2 x 384 MiB in float64."""
-
 
 @dataclass(frozen=True)
 class _Layer:
@@ -45,23 +38,15 @@ class _Layer:
         """Name of the tensor that the layer reads."""
         return self.planned.activation
 
-    @property
-    def size(self) -> int:
-        """Numbers in its Gram matrix."""
-        return self.moments.unfolding.groups * self.moments.unfolding.columns**2
 
-
-def round_weights(
-    model: ir.Model, whole: Plan, open_model: Opener, feeds: Sequence[Feeds], *, waves: int = WAVES
-) -> Plan:
+def round_weights(model: ir.Model, whole: Plan, open_model: Opener, feeds: Sequence[Feeds]) -> Plan:
     """Return `whole` with integers that were chosen by second-order rounding, and with the biases corrected for it.
 
     Args:
         model: The float model for which the plan was made; not changed.
         whole: The plan, with ranges and nearest rounding.
         open_model: Opens the models that are run: parts of `model`, and parts of it quantized.
-        feeds: Unlabelled samples; each is run twice a wave.
-        waves: Most waves, >= 1.
+        feeds: Unlabelled samples. Each is run through both models once for every layer, as far as that layer.
 
     Returns:
         The plan; weights that second-order rounding is not defined for keep their nearest integers, and a decline says
@@ -70,19 +55,19 @@ def round_weights(
     quantized = {tensor.name: tensor for tensor in whole.tensors}
     rounded: dict[str, QuantizedWeight] = {}
     declines: list[Decline] = []
-    for wave in _waves(list(_layers(model, whole, declines)), waves):
+    by_source = itertools.groupby(_layers(model, whole, declines), key=lambda layer: layer.planned.activation)
+    for source, readers in by_source:
+        layers = list(readers)
         # Layers that come later are left float: nothing that is observed depends on them.
         so_far = apply(model, replace(whole, weights=tuple(rounded.values())))
-        for sample, before, after in _inputs(model, so_far, {layer.source for layer in wave}, open_model, feeds):
-            for layer in wave:
-                x, x_hat = before[layer.source], after[layer.source]
-                if layer.source in quantized:
-                    x_hat = _round_trip(x_hat, quantized[layer.source], whole.activation_type)
+        for sample, (x, made) in enumerate(_inputs(model, so_far, source, open_model, feeds)):
+            x_hat = _round_trip(made, quantized[source], whole.activation_type) if source in quantized else made
+            for layer in layers:
                 layer.moments.add(x, x_hat, sample=sample)
-        for layer in wave:
+        for layer in layers:
             if layer.moments.is_too_large:
                 declines.append(_decline(layer.node, f"inputs above {LARGEST_INPUT:.2g} have no second moments"))
-            rounded[layer.planned.node] = _round(layer, quantized.get(layer.source))
+            rounded[layer.planned.node] = _round(layer, quantized.get(source))
     weights = tuple(rounded.get(weight.node, weight) for weight in whole.weights)
     return replace(whole, weights=weights, declines=(*whole.declines, *declines))
 
@@ -124,30 +109,16 @@ def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
     return moments if isinstance(moments, str) else _Layer(node, operands, values, planned, moments)
 
 
-def _waves(layers: Sequence[_Layer], waves: int) -> Iterator[list[_Layer]]:
-    """Yield the layers in `waves` parts of equal length, in more where their Gram matrices would not fit."""
-    longest = -(-len(layers) // max(1, waves))
-    wave: list[_Layer] = []
-    for layer in layers:
-        if wave and (len(wave) == longest or sum(other.size for other in wave) + layer.size > LARGEST_WAVE):
-            yield wave
-            wave = []
-        wave.append(layer)
-    if wave:
-        yield wave
-
-
 def _inputs(
-    model: ir.Model, so_far: ir.Model, sources: Collection[str], open_model: Opener, feeds: Iterable[Feeds]
-) -> Iterator[tuple[int, Feeds, Feeds]]:
-    """Yield for every sample its number, and the tensors `sources` in both models."""
-    made = sorted({value.name or "" for node in model.graph for value in node.outputs} & set(sources))
-    if not made:
-        yield from ((sample, feed, feed) for sample, feed in enumerate(feeds))
+    model: ir.Model, so_far: ir.Model, source: str, open_model: Opener, feeds: Iterable[Feeds]
+) -> Iterator[tuple[Array, Array]]:
+    """Yield for every sample the tensor `source` in both models."""
+    if source in {value.name for value in model.graph.inputs}:
+        yield from ((feed[source], feed[source]) for feed in feeds)
         return
-    with open_model(prefix(model, made)) as run_float, open_model(prefix(so_far, made)) as run_quantized:
-        for sample, feed in enumerate(feeds):
-            yield sample, {**feed, **run_float(feed)}, {**feed, **run_quantized(feed)}
+    with open_model(prefix(model, [source])) as run_float, open_model(prefix(so_far, [source])) as run_quantized:
+        for feed in feeds:
+            yield run_float(feed)[source], run_quantized(feed)[source]
 
 
 def _round_trip(values: Array, tensor: QuantizedTensor, dtype: str) -> Array:
