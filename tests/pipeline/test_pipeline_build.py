@@ -9,10 +9,12 @@ from tests.pipeline.conftest import FUSED, INT8, Task, job_of
 
 from edgewise.backends import registry
 from edgewise.errors import BackendError, BundleError, ContractError
+from edgewise.formats.onnx import save
 from edgewise.pipeline.build import Build, Workshop
 from edgewise.pipeline.propose import propose, untouched
 from edgewise.pipeline.screen import build_all, entry
 from edgewise.records.candidate import Candidate, Fuse, HalveWeights, RunOptions
+from edgewise.testing.graphs import quantized_gemm
 
 
 def test_a_candidate_is_built_once(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +58,14 @@ def test_steps_are_applied_in_order(task: Task) -> None:
         assert "Cast" in {node.op_type for node in halved.graph}
         quantized, _ = job.workshop.graph(INT8)
         assert "DequantizeLinear" in {node.op_type for node in quantized.graph}
+
+
+def test_a_model_that_is_quantized_already_is_left_as_it_is_and_says_so(task: Task) -> None:
+    save(quantized_gemm(features=8), task.model)
+    with job_of(task) as job:
+        failure = job.workshop.build(INT8).failure
+    reason = "`in_q`: the model is quantized already, and is left as it is."
+    assert failure == f"No node of this model can be quantized. {reason}"
 
 
 def test_calibration_reads_each_of_its_samples_once(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from edgewise.passes.protocol import Findings
 from edgewise.pipeline.inputs import LoadedModel, Split
 from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Progress
-from edgewise.pipeline.quantize import Decision, Material, Quantizer, gather
+from edgewise.pipeline.quantize import Decision, Material, Quantizer, gather, nothing_quantized
 from edgewise.pipeline.workspace import Workspace
 from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, Step
 from edgewise.records.codec import Record
@@ -170,7 +170,7 @@ class Workshop:
             case Quantize():
                 decision = self._decision(step, backend)
                 if not decision.plan.nodes:
-                    raise RecipeError("No node of this model can be quantized.")
+                    raise nothing_quantized(decision.plan.declines)
                 return self._quantized(decision, backend), list(decision.plan.declines)
 
     def _decision(self, step: Quantize, backend: str) -> Decision:

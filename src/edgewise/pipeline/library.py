@@ -26,7 +26,7 @@ from edgewise.pipeline.bench import bench as run_bench
 from edgewise.pipeline.optimize import Result
 from edgewise.pipeline.optimize import optimize as run_optimize
 from edgewise.pipeline.progress import Progress
-from edgewise.pipeline.quantize import Quantizer, gather
+from edgewise.pipeline.quantize import Quantizer, gather, nothing_quantized
 from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
 from edgewise.pipeline.synthetic import synthetic_samples
 from edgewise.records.candidate import Quantize, RangeMethod, Rounding
@@ -149,12 +149,8 @@ def _check_quantizable(model: ir.Model, target: Target, scheme: Scheme) -> None:
     else:
         placement = place(model, target)
         any_node, declines = bool(placement.weighted), placement.declines
-    if any_node:
-        return
-    why = f" `{declines[0].node}`: {declines[0].reason}." if declines else ""
-    raise RecipeError(
-        f"No node of this model can be quantized.{why}", hint="`edgewise inspect` says why, node by node."
-    )
+    if not any_node:
+        raise nothing_quantized(declines)
 
 
 def optimize(

@@ -31,10 +31,12 @@ from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
 from edgewise.compress.quantize.sequence import round_weights
 from edgewise.compress.statistics import Statistics, collect, observe
+from edgewise.errors import RecipeError
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.layer_times import extra_times
 from edgewise.records.candidate import Quantize, RangeMethod, RunOptions
 from edgewise.records.codec import Record
+from edgewise.records.findings import Decline
 from edgewise.records.tensors import Feeds, Run
 from edgewise.search.allocation import Option, least_damage
 
@@ -196,6 +198,14 @@ class Held:
 
 def _size(feed: Feeds) -> int:
     return sum(array.nbytes for array in feed.values())
+
+
+def nothing_quantized(declines: Sequence[Decline]) -> RecipeError:
+    """Return the refusal of a model in which nothing can be quantized, with the first of the reasons."""
+    why = f" `{declines[0].node}`: {declines[0].reason}." if declines else ""
+    return RecipeError(
+        f"No node of this model can be quantized.{why}", hint="`edgewise inspect` says why, node by node."
+    )
 
 
 def evenly(feeds: Sequence[Feeds], most: int) -> Sequence[Feeds]:
