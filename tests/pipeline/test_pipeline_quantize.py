@@ -214,12 +214,20 @@ def test_weights_rounded_for_few_bits_stay_as_they_are_where_others_stay_float(t
     assert set(relieved.plan.weights) < set(rounded.plan.weights)
 
 
-def test_weights_alone_have_no_node_that_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_alone_have_no_node_that_slows_down_and_no_noise_but_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+
+    def noting(*arguments: Any) -> Any:
+        measured.extend(arguments[1])
+        return sensitivities(*arguments)
+
     monkeypatch.setattr(module, "extra_times", None)
+    monkeypatch.setattr(module, "sensitivities", noting)
     decision = Quantizer(material_of(conv_net()), ORT).decide(replace(BEST, scheme="w4", extra_time=0.1))
     assert decision.plan.tensors == ()
     assert decision.kept == ()
     assert not decision.equalized
+    assert measured == ["w4, min-max ranges", "w4, min-max ranges, second-order rounding"]
 
 
 def test_ranges_of_16_bits_are_whole() -> None:

@@ -235,7 +235,7 @@ class Quantizer:
     left_s: Callable[[], float] = _no_end
     note: Callable[[str], None] = _unheard
     _pace_s: float = field(default=0.0, init=False, repr=False)
-    _damages: dict[int, dict[str, float]] = field(default_factory=dict, init=False, repr=False)
+    _damages: dict[Plan, dict[str, float]] = field(default_factory=dict, init=False, repr=False)
     _made: dict[tuple[str, RangeMethod], Decision] = field(default_factory=dict, init=False, repr=False)
 
     def decide(self, step: Quantize, options: RunOptions | None = None) -> Decision:
@@ -309,7 +309,7 @@ class Quantizer:
         """Return `decision` with second-order rounding, or as it is where that makes more noise."""
         if not self._affords(len(decision.plan.weights) * ROUNDING_SAMPLES // 2, "second-order rounding"):
             return decision
-        if self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
+        if decision.plan.tensors and self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
             return decision
         source = self._source(decision)
         # Not on the samples of the trials, where there are others: rounding is fitted to what it sees.
@@ -393,10 +393,9 @@ class Quantizer:
 
     def _damages_of(self, whole: Decision) -> dict[str, float]:
         """Return `damages`, measured once for all recipes that begin with the same plan."""
-        key = hash(whole.plan)
-        if key not in self._damages:
-            self._damages[key] = self.damages(whole)
-        return self._damages[key]
+        if whole.plan not in self._damages:
+            self._damages[whole.plan] = self.damages(whole)
+        return self._damages[whole.plan]
 
     def damages(self, decision: Decision) -> dict[str, float]:
         """Return the damage of every quantized node by name: the noise at the outputs if it alone is quantized."""
