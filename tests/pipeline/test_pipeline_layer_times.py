@@ -94,7 +94,7 @@ def test_what_disturbs_a_few_rounds_does_not_count(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_slows_the_machine_down_meets_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock rate halves after ten rounds: medians taken apart from each other would mix both halves."""
+    """The clock rate halves after ten rounds."""
     sessions = Sessions([lambda count: 0.01 if count < 12 else 0.02, lambda count: 0.011 if count < 12 else 0.022])
     assert sessions.measured(monkeypatch) == pytest.approx([0.1])
 
