@@ -108,7 +108,9 @@ def test_an_equalized_decision_is_resumed_bit_by_bit(make_task: MakeTask, monkey
     options: dict[str, Any] = {"metric": "cosine", "max_drop": 0.1}
     with job_of(made, **options) as job:
         before = to_bytes(job.workshop.graph(candidate(BEST))[0])
-        assert job.workshop._decision(BEST, "ort").equalized
+        decision = job.workshop._decision(BEST, "ort")
+        assert decision.equalized
+        assert before == to_bytes(job.workshop._quantizer("ort").model(decision))
     monkeypatch.setattr(Quantizer, "decide", None)
     with job_of(made, **options) as job:
         assert to_bytes(job.workshop.graph(candidate(BEST))[0]) == before
