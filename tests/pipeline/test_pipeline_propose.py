@@ -44,5 +44,5 @@ def test_candidates_that_differ_in_ranges_and_rounding_alone_share_a_timing_twin
         return timing_twin(Candidate(steps=(Fuse(), step), backend="ort", options=RunOptions()))
 
     assert twin(Quantize(ranges="mse")) == twin(Quantize(ranges="output", rounding="second-order"))
-    assert len({twin(step) for step in QUANTIZED}) == len({step.extra_time for step in QUANTIZED}) == 3
+    assert len({twin(step) for step in QUANTIZED}) == len(QUANTIZED)
     assert timing_twin(untouched(1)) == untouched(1)

@@ -57,7 +57,7 @@ GAIN: Final = 0.97
 """A way that is not the simplest has to have less than this share of the noise. Empirical: two halves of the same
 calibration samples differ by about this much."""
 
-SHARE: Final = 0.2
+SHARE: Final = 0.3
 """Most of the time left that one such step may take."""
 
 LEAST_SHARE: Final = 0.15
