@@ -22,8 +22,11 @@ from tests.pipeline.quantize_nets import (
 
 from edgewise.analysis.target import Target
 from edgewise.backends import registry
+from edgewise.compress.quantize import channel_groups
+from edgewise.compress.quantize.plan import observed_tensors
 from edgewise.errors import DataError
 from edgewise.passes.apply import optimize as fuse
+from edgewise.pipeline import quantize as module
 from edgewise.pipeline.quantize import (
     Held,
     Material,
@@ -53,6 +56,18 @@ def test_a_model_that_gives_whole_numbers_is_judged_by_what_they_are_made_of(
 
 def test_a_model_with_real_outputs_is_judged_by_them() -> None:
     assert judged_tensors(conv_net()) == ()
+
+
+def test_means_of_channels_are_kept_where_anyone_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan that asks for a tensor without saying where its channels are takes nothing from an equalization."""
+    monkeypatch.setattr(
+        module, "observed_tensors", lambda model, target: dict.fromkeys(observed_tensors(model, target))
+    )
+    model = fuse(uneven())[0]
+    wanted = channel_groups.observed_tensors(model)
+    assert set(wanted) & set(observed_tensors(model, ORT))
+    seen = gather(model, [ORT], lambda _run: [random_feeds(model)]).statistics
+    assert all(seen.tensors[name].channel_means is not None for name in wanted)
 
 
 def test_statistics_are_gathered_for_every_target_and_for_equalization(gives_float: Target) -> None:
