@@ -74,6 +74,18 @@ def test_costs_that_do_not_add_up_are_given_back(times: Callable[..., Times]) ->
     assert {len(names) for call in asked.asked[1:] for names in call} >= {2, 3}
 
 
+def test_few_variants_are_open_at_a_time_and_each_keeps_its_own_time(
+    times: Callable[..., Times], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = times()
+    whole = Quantizer(material_of(chain()), ORT).decide(replace(NEAREST, extra_time=0.025))
+    monkeypatch.setattr(module, "TIMED_TOGETHER", 1)
+    one_by_one = times()
+    assert Quantizer(material_of(chain()), ORT).decide(replace(NEAREST, extra_time=0.025)) == whole
+    assert max(len(call) for call in together.asked) > 1
+    assert max(len(call) for call in one_by_one.asked) == 1
+
+
 def test_nothing_stays_float_where_all_costs_too_much(times: Callable[..., Times]) -> None:
     times(lambda _name: 0.5)
     quantizer = Quantizer(material_of(cepstra(), cepstral_feeds()), ORT)

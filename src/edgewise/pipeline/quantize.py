@@ -64,6 +64,9 @@ LEAST_SHARE: Final = 0.15
 """Share of the noise that has to come from weights for rounding to be tried: it cannot take away more than that, which
 is 0.7 dB."""
 
+TIMED_TOGETHER: Final = 4
+"""Variants that are open beside the whole while they are timed: so many copies of the model there are in memory."""
+
 MOST_MACS: Final = 0.25
 """Most of the multiply-accumulates that may stay float: where 8 bits are slower than float, all would, and the
 model would not be quantized any more."""
@@ -384,8 +387,11 @@ class Quantizer:
 
     def _extra_times(self, whole: Decision, options: RunOptions, kept: Sequence[Sequence[str]]) -> list[float]:
         """Return for each set of nodes what keeping it in float costs, as a share of the whole's time."""
-        variants = [self.model(self._keeping(whole, names)) for names in kept]
-        return extra_times(self.target.backend, self.model(whole), variants, options, self.material.feeds[0])
+        base, feed, times = self.model(whole), self.material.feeds[0], []
+        for start in range(0, len(kept), TIMED_TOGETHER):
+            variants = [self.model(self._keeping(whole, names)) for names in kept[start : start + TIMED_TOGETHER]]
+            times += extra_times(self.target.backend, base, variants, options, feed)
+        return times
 
     def _keeping(self, whole: Decision, names: Sequence[str]) -> Decision:
         made = keep_float(self._source(whole).model, whole.plan, self.target, names)
