@@ -83,7 +83,7 @@ def test_the_backends_share_one_pass_over_the_samples(task: Task, monkeypatch: p
 def test_what_was_decided_is_resumed_without_calibrating_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     with job_of(task) as job:
         before = to_bytes(job.workshop.graph(INT8)[0])
-        assert job.workshop._decision(Quantize(), "ort").equalized is False
+        assert job.workshop._decision(Quantize(), "ort").prepared == "as it is"
     monkeypatch.setattr("edgewise.pipeline.build.gather", None)
     monkeypatch.setattr(Quantizer, "decide", None)
     step = INT8.steps[-1]
@@ -110,7 +110,7 @@ def test_an_equalized_decision_is_resumed_bit_by_bit(make_task: MakeTask, monkey
     with job_of(made, **options) as job:
         before = to_bytes(job.workshop.graph(candidate(nearest))[0])
         decision = job.workshop._decision(nearest, "ort")
-        assert decision.equalized
+        assert decision.prepared == "equalized"
         assert before == to_bytes(job.workshop._quantizer("ort").model(decision))
     monkeypatch.setattr(Quantizer, "decide", None)
     with job_of(made, **options) as job:

@@ -41,7 +41,7 @@ from edgewise.records.candidate import Quantize
 from edgewise.records.codec import decode, encode
 from edgewise.records.findings import Change
 from edgewise.records.tensors import Feeds
-from edgewise.testing.graphs import conv_net, depthwise_net
+from edgewise.testing.graphs import GraphBuilder, conv_net, depthwise_net
 
 MODELS: dict[str, Callable[[], ir.Model]] = {
     "conv": conv_net,
@@ -101,8 +101,25 @@ def test_a_single_way_is_a_single_trial(ranges: Any) -> None:
 def test_the_equalized_model_is_used_where_it_is_better() -> None:
     quantizer = Quantizer(material_of(uneven()), ORT)
     decision = quantizer.decide(NEAREST)
-    assert decision.equalized
+    assert decision.prepared == "equalized"
     assert 10 * decision.noise < min(trial.nsr for trial in decision.trials[:2])
+    assert noise_of(quantizer, decision) == pytest.approx(decision.noise, rel=1e-6)
+
+
+def test_smoothed_activations_are_used_where_they_are_better() -> None:
+    """A transformer's outlier: one channel of the normalized activation is a hundred times as large as the others."""
+    draw = np.random.default_rng(4)
+    b = GraphBuilder("outlier")
+    b.input("x", [1, 6, 16])
+    scale = np.where(np.arange(16) == 3, 100.0, 1.0).astype(np.float32)
+    normal = b.node("LayerNormalization", "x", b.constant(scale), b.constant(np.zeros(16, np.float32)), axis=-1)
+    weight = (draw.standard_normal((16, 8)) / scale[:, None]).astype(np.float32)
+    b.output(b.node("MatMul", normal, b.constant(weight)), "y")
+    feeds: list[Feeds] = [{"x": draw.standard_normal((1, 6, 16)).astype(np.float32)} for _ in range(24)]
+    quantizer = Quantizer(material_of(b.build(), feeds), ORT)
+    decision = quantizer.decide(NEAREST)
+    assert decision.prepared == "smoothed"
+    assert 10 * decision.noise < decision.trials[0].nsr
     assert noise_of(quantizer, decision) == pytest.approx(decision.noise, rel=1e-6)
 
 
@@ -110,11 +127,11 @@ def test_the_equalized_model_is_not_used_where_it_is_no_better(monkeypatch: pyte
     def spoiled(_model: ir.Model, _statistics: object) -> tuple[ir.Model, Findings]:
         return uneven(), Findings(changes=[Change(stage="equalize", node="first", what="scaled")])
 
-    monkeypatch.setattr(module, "equalize", spoiled)
+    monkeypatch.setitem(module.PREPARATIONS, "equalized", spoiled)
     quantizer = Quantizer(material_of(uneven(most=1)), ORT)
     decision = quantizer.decide(NEAREST)
     assert len([trial for trial in decision.trials if trial.node.startswith("equalized")]) == 2
-    assert not decision.equalized
+    assert decision.prepared == "as it is"
     assert not decision.trials[-1].node.startswith("equalized")
     assert noise_of(quantizer, decision) == pytest.approx(decision.noise, rel=1e-6)
 
@@ -124,7 +141,7 @@ def test_a_way_has_to_be_better_by_more_than_two_halves_of_the_samples_differ(mo
     monkeypatch.setattr(Quantizer, "_tried", lambda _self, decision: with_noise(decision, next(noise)))
     decision = Quantizer(material_of(uneven()), ORT).decide(NEAREST)
     assert [trial.nsr for trial in decision.trials] == [1.0, 0.98, 0.9, 0.88, 0.9]
-    assert (decision.equalized, decision.plan.ranges) == (True, "mse")
+    assert (decision.prepared, decision.plan.ranges) == ("equalized", "mse")
 
 
 def with_noise(decision: Decision, noise: float) -> Decision:
@@ -227,7 +244,7 @@ def test_weights_alone_have_no_node_that_slows_down_and_no_noise_but_their_own(m
     decision = Quantizer(material_of(conv_net()), ORT).decide(replace(BEST, scheme="w4", extra_time=0.1))
     assert decision.plan.tensors == ()
     assert decision.kept == ()
-    assert not decision.equalized
+    assert decision.prepared == "as it is"
     assert measured == ["w4, min-max ranges", "w4, min-max ranges, second-order rounding"]
 
 
@@ -301,7 +318,7 @@ def test_what_recipes_share_is_measured_once(monkeypatch: pytest.MonkeyPatch, ti
         return counting
 
     monkeypatch.setattr(module, "choose_ranges", counted("ranges", choose_ranges))
-    monkeypatch.setattr(module, "equalize", counted("equalize", equalize))
+    monkeypatch.setitem(module.PREPARATIONS, "equalized", counted("equalize", equalize))
     monkeypatch.setattr(Quantizer, "damages", counted("damages", Quantizer.damages))
     quantizer = Quantizer(material_of(uneven()), ORT)
     for extra_time in (0.0, 0.02, 0.15):
@@ -325,8 +342,8 @@ def test_ranges_are_chosen_on_samples_from_everywhere(monkeypatch: pytest.Monkey
 
 def test_samples_are_not_kept_twice_for_the_equalized_model() -> None:
     quantizer = Quantizer(material_of(uneven()), ORT)
-    assert quantizer._equalized is not None
-    assert quantizer._equalized.feeds is quantizer.material.feeds
+    assert list(quantizer._forms) == ["as it is", "equalized"]
+    assert all(form.feeds is quantizer.material.feeds for form in quantizer._forms.values())
 
 
 def test_a_scheme_has_to_exist() -> None:

@@ -179,8 +179,8 @@ class Workshop:
         return self.workspace.store.recall("plan", key, Decision, lambda: self._quantizer(backend).decide(step))
 
     def _quantized(self, decision: Decision, backend: str) -> ir.Model:
-        """Return the quantized model. How channels were equalized is not stored: calibration tells it again."""
-        if decision.equalized:
+        """Return the quantized model. How the model was prepared is not stored: calibration tells it again."""
+        if decision.prepared != "as it is":
             return self._quantizer(backend).model(decision)
         return apply(self.fused[0], decision.plan)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import onnx_ir as ir
 from msgspec.structs import replace
@@ -30,8 +30,11 @@ from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
 from edgewise.compress.quantize.sequence import round_weights
+from edgewise.compress.quantize.smooth import observed_tensors as smooth_tensors
+from edgewise.compress.quantize.smooth import smooth
 from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.errors import RecipeError
+from edgewise.passes.protocol import Findings
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.layer_times import extra_times
 from edgewise.records.candidate import Quantize, RangeMethod, RunOptions
@@ -39,6 +42,7 @@ from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Feeds, Run
 from edgewise.search.allocation import Option, least_damage
+from edgewise.search.worst import worst
 
 ROUNDING_SAMPLES: Final = 128
 """Most samples on which weights are rounded: second moments of a layer's inputs need fewer samples than extremes do,
@@ -75,6 +79,15 @@ MOST_KEPT: Final = 8
 """Most nodes that are timed in float. Empirical: in every network that was looked at fewer do nearly all damage."""
 
 
+Preparation: TypeAlias = Literal["as it is", "equalized", "smoothed"]
+
+PREPARATIONS: Final[Mapping[Preparation, Callable[[ir.Model, Statistics], tuple[ir.Model, Findings]]]] = {
+    "equalized": equalize,
+    "smoothed": smooth,
+}
+"""Ways to give a model another form with the same function, which may be easier to quantize."""
+
+
 def _no_end() -> float:
     return math.inf
 
@@ -88,13 +101,13 @@ class Decision(Record, frozen=True, kw_only=True):
 
     Attributes:
         plan: The plan.
-        equalized: Whether it is for the equalized model.
+        prepared: For which form of the model it is: as it is, with equalized channels, or with smoothed activations.
         trials: Every way that was measured, against the float model, in order; the last is what was decided.
         kept: Nodes that stay float to do less damage.
     """
 
     plan: Plan
-    equalized: bool
+    prepared: Preparation = "as it is"
     trials: tuple[Sensitivity, ...]
     kept: tuple[str, ...] = ()
 
@@ -137,7 +150,7 @@ def gather(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], It
 
 def _statistics(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], Iterable[Feeds]]) -> Statistics:
     """Return the statistics of every tensor that a plan may quantize or an equalization may scale."""
-    names: dict[str, int | None] = dict(channel_groups.observed_tensors(model))
+    names: dict[str, int | None] = {**smooth_tensors(model), **channel_groups.observed_tensors(model)}
     for target in targets:
         # A tensor may be wanted by both: whoever wants means of channels says along which axis they lie.
         for name, axis in observed_tensors(model, target).items():
@@ -275,7 +288,7 @@ class Quantizer:
         return apply(self._source(decision).model, decision.plan)
 
     def _source(self, decision: Decision) -> Material:
-        return self._equalized if decision.equalized and self._equalized is not None else self.material
+        return self._forms[decision.prepared]
 
     @cached_property
     def _judged(self) -> tuple[str, ...]:
@@ -288,13 +301,15 @@ class Quantizer:
             yield run
 
     @cached_property
-    def _equalized(self) -> Material | None:
-        """The equalized model and what the samples show of it; None where nothing can be equalized."""
-        model, findings = equalize(self.material.model, self.material.statistics)
-        if not findings.changes:
-            return None
+    def _forms(self) -> dict[Preparation, Material]:
+        """The model as it is, and the forms that it can be given without a change of its function."""
+        forms: dict[Preparation, Material] = {"as it is": self.material}
         feeds = self.material.feeds
-        return Material(model, _statistics(model, [self.target], lambda _run: feeds), feeds)
+        for name, prepare in PREPARATIONS.items():
+            model, findings = prepare(self.material.model, self.material.statistics)
+            if findings.changes:
+                forms[name] = Material(model, _statistics(model, [self.target], lambda _run: feeds), feeds)
+        return forms
 
     def _nearest(self, scheme: str, ranges: RangeMethod) -> Decision:
         """Return the best of the ways to quantize with nearest rounding, every node quantized that can be."""
@@ -343,11 +358,9 @@ class Quantizer:
         """Yield plans with nearest rounding, the simplest first."""
         bits = Scheme.parse(scheme).activation_bits
         choosing = ranges == "output" and bits == 8
-        sources = [(self.material, False)]
-        if choosing and self._equalized is not None:
-            sources.append((self._equalized, True))
         methods: tuple[RangeMethod, ...] = ("mse", "output") if choosing else (_histogram_method(ranges, bits),)
-        for source, equalized in sources:
+        forms: dict[Preparation, Material] = self._forms if choosing else {"as it is": self.material}
+        for prepared, source in forms.items():
             for method in methods:
                 chosen = None
                 if method == "output":
@@ -355,24 +368,24 @@ class Quantizer:
                     chosen = choose_ranges(source.model, self.target, source.statistics, opened, few)
                 asked = Quantize(scheme=scheme, ranges=method, rounding="nearest")
                 made = plan(source.model, source.statistics, self.target, asked, chosen=chosen)
-                yield Decision(plan=made, equalized=equalized, trials=())
+                yield Decision(plan=made, prepared=prepared, trials=())
 
     def _relieved(self, whole: Decision, extra_time: float, options: RunOptions) -> Decision:
         """Return `whole` with those nodes in float that take away most damage for at most `extra_time` more time."""
-        if not self._affords(len(whole.plan.nodes) * DAMAGE_SAMPLES, "measuring the damage of each layer"):
+        sets = min(len(whole.plan.nodes), 4 * MOST_KEPT)
+        if not self._affords(sets * DAMAGE_SAMPLES, "measuring the damage of each layer"):
             return whole
         macs = {cost.node: cost.macs for cost in layer_costs(self._source(whole).model)}
         most_macs = MOST_MACS * sum(macs.get(name, 0) for name in whole.plan.nodes)
         damages = self._damages_of(whole)
-        worst = [name for name in sorted(damages, key=lambda name: -damages[name]) if damages[name] > 0]
-        worst = [name for name in worst if macs.get(name, 0) <= most_macs][:MOST_KEPT]
+        harmful = [name for name, damage in damages.items() if damage > 0 and macs.get(name, 0) <= most_macs]
         share = partial(self._extra_times, whole, options)
         items = [
             (Option(cost=0.0, damage=damages[name]), Option(cost=cost, damage=0.0))
-            for name, cost in zip(worst, share([[name] for name in worst]), strict=True)
+            for name, cost in zip(harmful, share([[name] for name in harmful]), strict=True)
         ]
         found = least_damage(items, extra_time) if items else None
-        kept = [name for name, choice in zip(worst, found.choices if found else (), strict=False) if choice]
+        kept = [name for name, choice in zip(harmful, found.choices if found else (), strict=False) if choice]
 
         def fits(count: int) -> bool:
             few = kept[:count]
@@ -395,7 +408,7 @@ class Quantizer:
 
     def _keeping(self, whole: Decision, names: Sequence[str]) -> Decision:
         made = keep_float(self._source(whole).model, whole.plan, self.target, names)
-        return Decision(plan=made, equalized=whole.equalized, trials=())
+        return Decision(plan=made, prepared=whole.prepared, trials=())
 
     def _damages_of(self, whole: Decision) -> dict[str, float]:
         """Return `damages`, measured once for all recipes that begin with the same plan."""
@@ -404,22 +417,28 @@ class Quantizer:
         return self._damages[whole.plan]
 
     def damages(self, decision: Decision) -> dict[str, float]:
-        """Return the damage of every quantized node by name: the noise at the outputs if it alone is quantized."""
+        """Return the quantized nodes that do most damage, by name: the noise at the outputs if each alone is quantized.
+
+        Of many nodes a few are looked for by halving: the noise of a set is about the sum of that of its nodes.
+        """
         source, names = self._source(decision).model, decision.plan.nodes
         quantized = self.model(decision)
-
-        def alone(name: str) -> Callable[[], ir.Model]:
-            return lambda: restored(quantized, [other for other in names if other != name], reference=source)
-
         feeds = evenly(self.material.feeds, DAMAGE_SAMPLES)
-        found = sensitivities(source, {name: alone(name) for name in names}, self._opened, feeds)
-        return {one.node: one.nsr for one in found}
+
+        def only(kept: Sequence[str]) -> Callable[[], ir.Model]:
+            return lambda: restored(quantized, [name for name in names if name not in set(kept)], reference=source)
+
+        def measure(sets: Sequence[Sequence[str]]) -> list[float]:
+            variants = {str(index): only(one) for index, one in enumerate(sets)}
+            return [one.nsr for one in sensitivities(source, variants, self._opened, feeds)]
+
+        return worst(names, measure, MOST_KEPT)
 
 
 def _words(decision: Decision) -> str:
     """Return what a decision does, for people."""
     made = decision.plan
-    words = ["equalized"] if decision.equalized else []
+    words: list[str] = [] if decision.prepared == "as it is" else [decision.prepared]
     words += [made.scheme, f"{made.ranges} ranges"]
     if any(weight.integers is not None for weight in made.weights):
         words.append("second-order rounding")
