@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from edgewise.analysis.target import Target
@@ -168,6 +169,35 @@ def test_two_bits_are_stored_in_two_where_the_target_reads_them(
     assert stored_types(result) == {ir.DataType.INT2}
     expected = ort_run(layer(case, real_weight(made, weight), bias))(feeds_for(case))
     same(ort_run(result)(feeds_for(case)), expected, 64 * 9)
+
+
+def with_plain_runtime(model: ir.Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a model as someone does who has ONNX Runtime and nothing of this package."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    data = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return {"y": session.run(["y"], dict(feeds))[0]}
+
+
+@pytest.mark.parametrize("columns", [1, 6, 8, 10, 11])
+@pytest.mark.parametrize("scheme", ["w2", "w2g32"])
+def test_two_bits_give_the_right_numbers_with_any_number_of_columns(
+    columns: int, scheme: str, gives_float: Target
+) -> None:
+    def product(matrix: Array) -> ir.Model:
+        b = GraphBuilder("product")
+        b.output(b.node("MatMul", b.input("x", (1, 512)), b.constant(matrix, "w"), name="layer"), "y")
+        return b.build()
+
+    random = np.random.default_rng(columns)
+    weight = random.standard_normal((512, columns)).astype(np.float32)
+    target = dataclasses.replace(gives_float, stored_weight_bits=frozenset({2, 4, 8}))
+    made = plan(product(weight), NOTHING, target, Quantize(scheme=scheme))
+    feeds = {"x": np.sign(random.standard_normal((1, 512))).astype(np.float32)}  # exact however they are rounded
+    expected = with_plain_runtime(product(real_weight(made, weight)), feeds)
+    same(with_plain_runtime(apply(product(weight), made), feeds), expected, 512)
 
 
 @pytest.mark.parametrize(("scheme", "bits_a_weight"), [("w8", 8), ("w6", 8), ("w4", 4), ("w3", 4), ("w2", 2)])

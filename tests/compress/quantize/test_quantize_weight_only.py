@@ -78,6 +78,23 @@ def test_weights_are_packed_as_tightly_as_the_files_allow(scheme: str, packed: S
     assert (found.bits, found.stored_bits) == (Scheme.parse(scheme).weight_bits, bits)
 
 
+@pytest.mark.parametrize(
+    ("model", "width"),
+    [
+        (layer("Gemm", (1, 512), (512, 32)), 2),
+        (layer("Gemm", (1, 512), (512, 30)), 4),
+        (layer("MatMul", (1, 4, 512), (512, 33)), 4),
+        (layer("Gemm", (1, 510), (30, 510), transB=1), 2),
+        (layer("MatMul", (510, 3), (32, 510), left=True), 2),
+        (layer("Conv", (1, 64, 5, 5), (32, 64, 3, 3)), 2),
+    ],
+)
+def test_products_have_2_bit_weights_only_where_each_byte_belongs_to_one_row(model: ir.Model, width: int) -> None:
+    (found,), declines = stored(model, "w2")
+    assert (found.bits, found.stored_bits) == (2, width)
+    assert declines == {}
+
+
 def test_embeddings_are_stored_a_scale_a_row_and_indices_stay() -> None:
     b = GraphBuilder("embedding")
     rows = b.node("Gather", b.weight(1000, 64, name="table"), b.input("i", (3,), "int64"), name="lookup")
