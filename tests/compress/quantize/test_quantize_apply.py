@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from edgewise.analysis.target import Target
@@ -332,3 +334,55 @@ def test_names_that_are_taken_are_avoided(gives_float: Target, ort_run: MakeRun)
     result = quantized(model, gives_float, ort_run, [random_feeds(model)])
     assert [value.name for value in result.graph.outputs] == ["y", "x_dequantized"]
     ort_run(result)
+
+
+def summand_net(*, rank: int = 3, shared: bool = False) -> ir.Model:
+    """Return a product of that rank with a vector added to it, which another node may read as well."""
+    b = GraphBuilder("summand")
+    shape = (1,) * (rank - 2) + (4, 16)
+    vector = b.constant(draw([5], 2), "b")
+    b.output(
+        b.node("Add", vector, b.node("MatMul", b.input("x", shape), b.constant(draw([16, 5], 1), "w"), name="layer")),
+        "y",
+    )
+    if shared:
+        b.output(b.node("Mul", vector, b.input("scale", (5,))), "z")
+    return b.build()
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_summand_gets_the_axes_of_its_product(
+    rank: int, gives_float: Target, any_run: MakeRun, ort_run: MakeRun
+) -> None:
+    model = summand_net(rank=rank)
+    feeds = {"x": draw((1,) * (rank - 2) + (4, 16), 3)}
+    result = quantized(model, gives_float, ort_run, [feeds])
+    add = next(node for node in result.graph if node.op_type == "Add")
+    summand = add.inputs[0]
+    assert summand is not None
+    assert list(summand.shape or ()) == ([5] if rank == 2 else [1] * (rank - 1) + [5])
+    assert ("b" in result.graph.initializers) == (rank == 2)
+    noise = any_run(result)(feeds)["y"] - ort_run(model)(feeds)["y"]
+    assert 0 < np.sqrt(np.mean(noise**2)) < 0.02 * np.sqrt(16)  # standard normal terms with steps of 1/40 or less
+
+
+def test_a_summand_that_others_read_keeps_its_axes_there(gives_float: Target, ort_run: MakeRun) -> None:
+    model = summand_net(shared=True)
+    feeds = {"x": draw((1, 4, 16), 3), "scale": draw((5,), 4)}
+    result = quantized(model, gives_float, ort_run, [feeds])
+    assert list(result.graph.initializers["b"].shape or ()) == [5]
+    np.testing.assert_array_equal(ort_run(result)(feeds)["z"], ort_run(model)(feeds)["z"])
+
+
+def test_onnx_runtime_multiplies_in_8_bits_where_a_vector_is_added(
+    gives_float: Target, ort_run: MakeRun, tmp_path: Path
+) -> None:
+    model = summand_net()
+    result = quantized(model, gives_float, ort_run, [{"x": draw((1, 4, 16), 3)}])
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    onnxruntime.InferenceSession(ir.to_proto(result).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    operators_seen = {node.op_type for node in onnx.load(tmp_path / "seen.onnx").graph.node}
+    assert "MatMulIntegerToFloat" in operators_seen
+    assert not {"DequantizeLinear", "Gemm"} & operators_seen

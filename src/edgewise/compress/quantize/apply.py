@@ -129,11 +129,35 @@ class _Writer:
         self.replaced.append(value)
         node.replace_input_with(weight.slot, self.shared[key])
         if weight.bias_slot is None:
+            if weight.activation in self.scales and self.dtype.itemsize == 1:
+                self._widen_summands(node)
             return
         if weight.activation in self.scales:
             self._quantize_bias(node, weight, weight.bias_slot)
         elif weight.bias_shift:
             self._shift_bias(node, weight, weight.bias_slot)
+
+    def _widen_summands(self, product: ir.Node) -> None:
+        """Give each constant vector that is added to a product of three or more axes as many axes as it; exact.
+
+        ONNX Runtime 1.32 makes a Gemm of such a MatMul and the vector before it looks for 8-bit operators, and finds
+        none in a Gemm with a float bias: it dequantizes all weights in each run, 3 times slower than in float. It
+        leaves a summand `[1, ..., 1, N]` alone.
+        """
+        output = product.outputs[0]
+        if not operators.is_standard(product) or product.op_type != "MatMul" or output.shape is None:
+            return
+        rank = len(output.shape)
+        for add, slot in list(output.uses()):
+            if rank < 3 or not operators.is_standard(add) or add.op_type != "Add":
+                continue
+            vector = operators.required(add.inputs[1 - slot])
+            values = operators.constant(vector)
+            if values is None or values.ndim != 1:
+                continue
+            wide = self._initializer(f"{vector.name}_wide", values.reshape((1,) * (rank - 1) + values.shape))
+            add.replace_input_with(1 - slot, wide)
+            self.replaced.append(vector)
 
     def _dequantized_weight(self, weight: QuantizedWeight, reader: ir.Node) -> ir.Value:
         integers = integers_of(weight, self._constant(self._value(weight.name)))
