@@ -156,3 +156,14 @@ def test_goals_that_are_missed() -> None:
     assert why_missed(job(max_size_bytes=1_000_000), one, tried) == (
         "The model has to stay below 1.00 MB; the smallest candidate has 2.00 MB."
     )
+
+
+def test_a_candidate_that_is_small_enough_is_named_with_why_it_was_not_taken() -> None:
+    one = rung(UNTOUCHED, 100.0, size=400_000)
+    tried = [
+        Outcome(candidate=FUSED, fate="rejected", reason="too large", size_bytes=390_000),
+        Outcome(candidate=INT8, fate="rung", reason="it is slower: 0.93 times.", size_bytes=74_000),
+    ]
+    assert why_missed(job(max_size_bytes=100_000), one, tried) == (
+        "The model has to stay below 100 kB; `ort int8-mse` with 74.0 kB was not taken: it is slower: 0.93 times."
+    )

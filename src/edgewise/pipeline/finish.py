@@ -256,10 +256,14 @@ def why_missed(job: Job, chosen: Rung, outcomes: Sequence[Outcome]) -> str:
             f"takes {chosen.latency.median_us / 1e3:.3g} ms."
         )
     if goal.max_size_bytes is not None and chosen.size_bytes > goal.max_size_bytes:
-        return (
-            f"The model has to stay below {quantities.size(goal.max_size_bytes)}; the smallest candidate has "
-            f"{quantities.size(min(outcome.size_bytes or chosen.size_bytes for outcome in outcomes))}."
-        )
+        asked = f"The model has to stay below {quantities.size(goal.max_size_bytes)}"
+        sizes = {outcome: outcome.size_bytes for outcome in outcomes if outcome.size_bytes is not None}
+        smallest = min(sizes, key=lambda outcome: sizes[outcome], default=None)
+        if smallest is None or sizes[smallest] > goal.max_size_bytes:
+            least = chosen.size_bytes if smallest is None else sizes[smallest]
+            return f"{asked}; the smallest candidate has {quantities.size(least)}."
+        found = f"`{smallest.candidate.name}` with {quantities.size(sizes[smallest])} was not taken"
+        return f"{asked}; {found}: {smallest.reason.removesuffix('.')}."
     return ""
 
 

@@ -174,7 +174,7 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         notes=(*_notes(job), *exploration.notes, *proof.notes, *notes),
         noise=quantization_noise(job, choice.ladder[choice.chosen].candidate),
     )
-    missed = finish.why_missed(job, choice.ladder[choice.chosen], exploration.outcomes)
+    missed = finish.why_missed(job, choice.ladder[choice.chosen], run.outcomes)
     deliver(job, run)
     job.workspace.store.put("ending", "", Ending(run=run, missed=missed))
     job.workspace.tidy()
