@@ -68,7 +68,7 @@ def test_quantize_refuses_what_cannot_be() -> None:
         edgewise.quantize(conv_net(), pictures(), "w5a8")
     with pytest.raises(RecipeError, match="A backend has to be one of"):
         edgewise.quantize(conv_net(), pictures(), backend="tpu")
-    with pytest.raises(RecipeError, match="range"):
+    with pytest.raises(RecipeError, match=r"`ranges` has to be one of min-max, .*, output. Received `widest`"):
         edgewise.quantize(conv_net(), pictures(), ranges="widest")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="at least one sample"):
         edgewise.quantize(conv_net(), [])
@@ -81,6 +81,18 @@ def test_quantize_refuses_what_cannot_be() -> None:
     b.output(b.node("Sin", b.input("x", (1, 4))), "y", (1, 4))
     with pytest.raises(RecipeError, match="No node of this model can be quantized"):
         edgewise.quantize(b.build(), [np.zeros(4, np.float32)])
+
+
+@pytest.mark.parametrize("given", ["model.onnx", Path("model.onnx"), ir.to_proto(mlp())])
+def test_a_model_has_to_be_loaded(given: Any) -> None:
+    with pytest.raises(ModelError, match=f"as `edgewise.load` returns it. Received {type(given).__name__}"):
+        edgewise.quantize(given, pictures())
+
+
+@pytest.mark.parametrize("given", ["photos", None, 8])
+def test_a_scheme_has_to_be_one_whatever_its_type(given: Any) -> None:
+    with pytest.raises(RecipeError, match=f"has to look like .* Received `{given}`"):
+        edgewise.quantize(conv_net(), pictures(), given)
 
 
 @pytest.mark.parametrize("given", [5, "photos", {"image": pictures()[0]}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import Final, TypeAlias, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from edgewise.backends import registry
 from edgewise.compress.quantize.placement import place
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.weight_only import store_weights
-from edgewise.errors import DataError, RecipeError
+from edgewise.errors import DataError, ModelError, RecipeError
 from edgewise.formats.onnx import check_weights
 from edgewise.formats.registry import load as load_file
 from edgewise.formats.shapes import fix_shapes, require_static
@@ -35,6 +35,8 @@ from edgewise.samples.bind import feeds_of
 from edgewise.samples.source import Sample
 
 Shapes: TypeAlias = Mapping[str, tuple[int | None, ...]]
+
+_RANGES: Final = tuple(name for part in get_args(RangeMethod) for name in get_args(part))
 
 
 def load(path: str | Path, *, shapes: Shapes | None = None) -> ir.Model:
@@ -84,10 +86,17 @@ def quantize(
         backend: Whose kernels decide where 8 bits pay.
 
     Raises:
-        RecipeError: If the scheme, the rounding or the backend does not exist, or no node can be quantized.
-        ModelError: If weights hold NaN or infinities.
+        RecipeError: If the scheme, the ranges, the rounding or the backend do not exist, or no node can be quantized.
+        ModelError: If it is no model in memory, or weights hold NaN or infinities.
         DataError: If a sample does not fit, or there is none.
     """
+    if not isinstance(model, ir.Model):
+        raise ModelError(
+            f"A model has to be given as `edgewise.load` returns it. Received {type(model).__name__}.",
+            hint="Give the path of the file to `edgewise.load`.",
+        )
+    if ranges not in _RANGES:
+        raise RecipeError(f"`ranges` has to be one of {', '.join(_RANGES)}. Received `{ranges}`.")
     if rounding not in get_args(Rounding) or not 0 <= extra_time < math.inf:
         raise RecipeError(
             f"`rounding` has to be one of {', '.join(get_args(Rounding))}, and `extra_time` a share of at least 0. "
@@ -97,7 +106,7 @@ def quantize(
     target = registry.get(backend).target()
     check_weights(model)
     fused, _ = fuse(model)
-    _check_quantizable(fused, target, Scheme.parse(scheme))
+    _check_quantizable(fused, target, Scheme.parse(str(scheme)))
     inputs = tuple(port(value) for value in fused.graph.inputs)
 
     if isinstance(samples, Mapping | str) or not isinstance(samples, Iterable | None):
