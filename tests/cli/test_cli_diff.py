@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.cli.conftest import Said
 
+from edgewise.cli.diff import render
 from edgewise.formats.onnx import save
 from edgewise.pipeline.diff import Difference
 from edgewise.testing.graphs import GraphBuilder
@@ -78,3 +79,32 @@ def test_a_time_that_is_none_is_refused(files: tuple[Path, Path, Path], edgewise
     said = edgewise("diff", first, second, "--data", samples, "--costs", "1", "--time", "soon")
     assert said.code == 2
     assert "`--time`" in said.err
+
+
+@pytest.mark.parametrize(("share", "said_so"), [(0.1, True), (0.3, False)])
+def test_damage_that_layers_do_jointly_is_said_to_be_so(
+    share: float, said_so: bool, files: tuple[Path, Path, Path], edgewise: Callable[..., Said]
+) -> None:
+    first, second, samples = files
+    result = msgspec.json.decode(edgewise("diff", first, second, "--data", samples, "--json").out, type=Difference)
+    found = result.quantization
+    assert found is not None
+    changed = msgspec.structs.replace
+    layers = tuple(changed(layer, gained=share * found.whole.damage) for layer in found.layers)
+    harmful = changed(layers[0], gained=-found.whole.damage)
+    words = render(changed(result, quantization=changed(found, layers=(*layers, harmful))), 5)
+    assert ("all layers together take away 20% of the damage: several do it jointly" in words) == said_so
+    assert "jointly" not in render(result, 5)
+
+
+def test_scaled_channels_are_mentioned_where_weights_were_not_found(
+    files: tuple[Path, Path, Path], edgewise: Callable[..., Said]
+) -> None:
+    first, second, samples = files
+    result = msgspec.json.decode(edgewise("diff", first, second, "--data", samples, "--json").out, type=Difference)
+    assert result.quantization is not None
+    assert "scaled" not in render(result, 5)
+    lost = msgspec.structs.replace(result.quantization, weights_found=1)
+    words = render(msgspec.structs.replace(result, quantization=lost), 5)
+    assert "found in A for 1 layers" in words
+    assert "If channels of B were scaled before it was quantized" in words

@@ -21,6 +21,9 @@ from edgewise.records.codec import encode, indent
 WEIGHTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Layers whose weights were rounded."""
 
+LEAST_SHARE_ALONE: Final = 0.5
+"""Below this share of the damage, what layers gain one at a time does not tell which of them do it."""
+
 
 @command(
     "edgewise diff model.onnx model.edgewise --data samples.npz",
@@ -109,7 +112,14 @@ def _quantization(found: Culprits, top: int) -> Iterator[str]:
     if found.weights_found < sum(layer.operator in WEIGHTS for layer in found.layers):
         yield (
             f"The weights before rounding were found in A for {found.weights_found} layers; the others are restored "
-            "with rounded weights."
+            "with rounded weights. If channels of B were scaled before it was quantized, as `edgewise` does where that "
+            "helps, tensors in between differ from A's by the scale as well: go by the outputs and by the layers below."
+        )
+    alone = sum(max(0.0, layer.gained or 0.0) for layer in found.layers)
+    if alone < LEAST_SHARE_ALONE * whole.damage:
+        yield (
+            f"Restored one at a time, all layers together take away {alone / whole.damage:.0%} of the damage: several "
+            "do it jointly, so that none of them alone in floating point helps, and they need not be those at the top."
         )
     costs = any(layer.cost is not None for layer in found.layers)
     headings = ["layer", "operator", "share", "gained", "flips"]
