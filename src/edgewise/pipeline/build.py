@@ -71,6 +71,7 @@ class Workshop:
     workspace: Workspace
     progress: Progress
     left_s: Callable[[], float]
+    _notes: set[str] = field(default_factory=set, init=False, repr=False)
     _quantizers: dict[str, Quantizer] = field(default_factory=dict, init=False, repr=False)
     _checked: dict[Candidate, Build] = field(default_factory=dict, init=False, repr=False)
 
@@ -107,11 +108,16 @@ class Workshop:
             yield from steps(run, dataset.feeds(int(index)), dataset.state)
             self.progress.step()
 
+    def _note_once(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.add(note)
+            self.progress.note(note)
+
     def _quantizer(self, backend: str) -> Quantizer:
         """Return what quantizes for a backend; its candidates share it."""
         if backend not in self._quantizers:
             self._quantizers[backend] = Quantizer(
-                self.material, self._targets[backend], left_s=self.left_s, note=self.progress.note
+                self.material, self._targets[backend], left_s=self.left_s, note=self._note_once
             )
         return self._quantizers[backend]
 
