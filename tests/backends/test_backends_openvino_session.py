@@ -16,7 +16,7 @@ import onnx_ir as ir
 import pytest
 
 from edgewise.backends import registry
-from edgewise.errors import BackendError, RecipeError
+from edgewise.errors import BackendError, OutputError, RecipeError
 from edgewise.records.candidate import RunOptions
 from edgewise.testing import graphs
 
@@ -175,3 +175,12 @@ def test_two_bit_weights_are_refused_by_their_node() -> None:
     declines = OPENVINO.why_not(graphs.weight_only_net(bits=2))
     assert declines
     assert any("INT2" in decline.reason for decline in declines)
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("openvino.save_model", full)
+    with pytest.raises(OutputError, match="OpenVINO has to write its files"):
+        registry.get("openvino").compile(graphs.mlp(), RunOptions())

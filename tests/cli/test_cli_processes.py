@@ -165,7 +165,7 @@ def test_a_full_disk_keeps_what_was_finished(place: Place) -> None:
     out = place.tmp / "out"
     line = command(*optimize(place, "--max-drop", "20%", "--budget", "2s"))
     said = subprocess.run(
-        limited(resource.RLIMIT_FSIZE, 60_000, line), capture_output=True, text=True, check=False, timeout=120
+        limited(resource.RLIMIT_FSIZE, 40_000, line), capture_output=True, text=True, check=False, timeout=120
     )
     assert said.returncode == 2, said.stderr
     assert not said.stdout

@@ -18,7 +18,7 @@ from edgewise.backends.ports import input_ports, output_ports
 from edgewise.backends.protocol import Artifact
 from edgewise.backends.serialization import MODEL_FILE, onnx_files
 from edgewise.backends.words import refused, trimmed
-from edgewise.errors import EdgewiseError, RecipeError
+from edgewise.errors import EdgewiseError, OutputError, RecipeError
 from edgewise.records.candidate import RunOptions
 from edgewise.records.findings import Decline
 
@@ -132,7 +132,13 @@ def _ir_files(converted: Any, keep: frozenset[str]) -> dict[str, bytes]:
     converted.set_friendly_name("model")
     with tempfile.TemporaryDirectory(prefix="edgewise-") as folder:
         path = Path(folder) / session.GRAPH_FILE
-        session.runtime().save_model(converted, path, compress_to_fp16=False)
+        try:
+            session.runtime().save_model(converted, path, compress_to_fp16=False)
+        except RuntimeError as error:  # what its streams give where the disk is full
+            raise OutputError(
+                f"OpenVINO has to write its files to `{folder}` first, but it could not: {error}.",
+                hint="Free some space, or name another folder for temporary files with TMPDIR.",
+            ) from error
         text = path.read_text(encoding="utf-8")
         weights = (path.parent / session.WEIGHTS_FILE).read_bytes()
     return {session.GRAPH_FILE: _renamed(text, keep).encode(), session.WEIGHTS_FILE: weights}
