@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -178,6 +178,8 @@ def test_an_unknown_method_is_an_error() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(values=hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e5, 1e5, width=32)))
+@example(values=np.array([-1.0, 1e-28], np.float32))
+@example(values=np.array([-1e-28, 1.0], np.float32))
 def test_candidates_start_with_the_widest_and_hold_zero(values: Values) -> None:
     histogram, low, high = seen(values)
     found = ranges.candidates(histogram, low, high)

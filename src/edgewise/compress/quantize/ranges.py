@@ -166,7 +166,8 @@ def candidates(histogram: Histogram, low: float, high: float, levels: int = LEVE
     found = {choose(method, histogram, low, high, levels) for method in get_args(HistogramMethod)}
     for fraction in FRACTIONS:
         found |= {(low * fraction, high * fraction), (low, high * fraction), (low * fraction, high)}
-    return tuple(sorted(found, key=lambda one: (one[0] - one[1], one)))
+    # Widths can be equal in float64 where one end is tiny: then the one that holds the other comes first.
+    return tuple(sorted(found, key=lambda one: (one[0] - one[1], one[0], -one[1])))
 
 
 def clipping_error(histogram: Histogram, chosen: Range) -> float:
