@@ -8,8 +8,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from edgewise.compress.unfold import Rows, Unfolding, spread
+from edgewise.compress.unfold import unfolding as unfolding_of
 from edgewise.errors import ContractError, DataError
 from edgewise.records.tensors import Array
 
@@ -235,6 +237,25 @@ class _Sums:
         drift = self.drift / self.count - lost[:, :, None] * total[:, None, :]
         mean_hat = total + self.shift
         return Summary(self.count, samples, mean_hat + lost, mean_hat, gram, drift)
+
+
+def moments_for(node: ir.Node, weight: Array) -> Moments | str:
+    """Return empty moments for the activation of `node`, or why there can be none, as a clause.
+
+    Args:
+        node: A Conv, ConvTranspose, Gemm or MatMul.
+        weight: Its weights.
+    """
+    found = unfolding_of(node, weight)
+    if isinstance(found, str):
+        return found
+    size = found.groups * found.columns**2
+    if size > LARGEST_GRAM:
+        return (
+            f"the Gram matrix of its {found.groups * found.columns} inputs would hold {size} numbers, "
+            f"and {LARGEST_GRAM} are the limit"
+        )
+    return Moments(found)
 
 
 def _positions(unfolding: Unfolding) -> int:

@@ -16,7 +16,8 @@ import onnxruntime
 import pytest
 
 from edgewise.analysis.target import Target
-from edgewise.compress.quantize import affine, operators
+from edgewise.compress import nodes
+from edgewise.compress.quantize import affine
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, observed_tensors, plan
 from edgewise.compress.quantize.restore import quantized_nodes
@@ -155,7 +156,7 @@ def test_the_structure_of_one_layer(gives_float: Target, ort_run: MakeRun) -> No
     assert constants["w_quantized"].dtype == ir.DataType.INT8
     assert constants["w_scale"].shape == ir.Shape([5])
     assert constants["b_quantized"].dtype == ir.DataType.INT32
-    scales = {name: operators.constant(constants[name]) for name in ("x_scale", "w_scale", "b_scale")}
+    scales = {name: nodes.constant(constants[name]) for name in ("x_scale", "w_scale", "b_scale")}
     assert scales["x_scale"] is not None
     assert scales["w_scale"] is not None
     assert scales["b_scale"] is not None

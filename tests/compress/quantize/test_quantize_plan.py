@@ -10,10 +10,11 @@ import onnx_ir as ir
 import pytest
 
 from edgewise.analysis.target import Target
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import affine
 from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.bias import weight_error_shift
-from edgewise.compress.quantize.operators import Weighted, weighted
+from edgewise.compress.quantize.operators import weighted
 from edgewise.compress.quantize.placement import KEPT
 from edgewise.compress.quantize.plan import Plan, QuantizedWeight, keep_float, observed_tensors, plan
 from edgewise.compress.statistics import Statistics, collect, observe

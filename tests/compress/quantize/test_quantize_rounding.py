@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgewise.compress.gram import Moments, Summary
+from edgewise.compress.gram import Moments, Summary, moments_for
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import affine
-from edgewise.compress.quantize.operators import Weighted
-from edgewise.compress.quantize.rounding import Rounded, _Codes, _Layer, moments_for, round_weight
+from edgewise.compress.quantize.rounding import Rounded, _Codes, _Layer, round_weight
 from edgewise.errors import ContractError, RecipeError
 
 Floats = npt.NDArray[np.float32]
@@ -67,7 +67,7 @@ def pairs(case: Case, count: int, seed: int = 0, *, noise: float = 0.05) -> list
 
 
 def moments_of(case: Case, samples: list[tuple[Floats, Floats]], weight: Floats) -> Moments:
-    moments = moments_for(node_of(case), case[1], weight)
+    moments = moments_for(node_of(case), weight)
     assert isinstance(moments, Moments)
     for number, (x, x_hat) in enumerate(samples):
         moments.add(x, x_hat, sample=number)
@@ -308,13 +308,11 @@ def test_scales_keep_to_the_floor_or_to_what_is_given() -> None:
 
 def test_what_has_no_second_order_says_why() -> None:
     wide = np.zeros((100_000, 2), np.float32)
-    reason = moments_for(ir.node("MatMul", []), MATMUL, wide)
+    reason = moments_for(ir.node("MatMul", []), wide)
     assert reason == ("the Gram matrix of its 100000 inputs would hold 10000000000 numbers, and 21233664 are the limit")
-    assert moments_for(ir.node("MatMul", []), MATMUL, np.zeros((2, 3, 4), np.float32)) == (
+    assert moments_for(ir.node("MatMul", []), np.zeros((2, 3, 4), np.float32)) == (
         "its weights are a stack of matrices"
     )
-    left = Weighted(activation=1, weight=0, axis=None, bias=None, input_axis=0)
-    assert moments_for(ir.node("MatMul", []), left, np.zeros((3, 4), np.float32)) == "its constant is the left operand"
 
 
 def test_wrong_requests_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgewise.compress.quantize import operators
+from edgewise.compress import nodes
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, integers_of, scales_of
 from edgewise.errors import ContractError, ModelError
 from edgewise.formats.opset import raise_opset
@@ -145,14 +145,14 @@ class _Writer:
         leaves a summand `[1, ..., 1, N]` alone.
         """
         output = product.outputs[0]
-        if not operators.is_standard(product) or product.op_type != "MatMul" or output.shape is None:
+        if not nodes.is_standard(product) or product.op_type != "MatMul" or output.shape is None:
             return
         rank = len(output.shape)
         for add, slot in list(output.uses()):
-            if rank < 3 or not operators.is_standard(add) or add.op_type != "Add":
+            if rank < 3 or not nodes.is_standard(add) or add.op_type != "Add":
                 continue
-            vector = operators.required(add.inputs[1 - slot])
-            values = operators.constant(vector)
+            vector = nodes.required(add.inputs[1 - slot])
+            values = nodes.constant(vector)
             if values is None or values.ndim != 1:
                 continue
             wide = self._initializer(f"{vector.name}_wide", values.reshape((1,) * (rank - 1) + values.shape))
@@ -298,7 +298,7 @@ class _Writer:
 
     @staticmethod
     def _constant(value: ir.Value) -> Array:
-        values = operators.constant(value)
+        values = nodes.constant(value)
         if values is None:
             raise ContractError(f"A plan belongs to one model, and in this one `{value.name}` is not constant.")
         return values

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgewise.compress.quantize import affine, operators
-from edgewise.compress.quantize.operators import Weighted
+from edgewise.compress.nodes import Weighted, attribute
+from edgewise.compress.quantize import affine
 from edgewise.records.tensors import Array
 
 
@@ -58,7 +58,7 @@ def lost_means(
         return _product(matrix, means)
     if node.op_type != "Conv":
         return None
-    groups = int(operators.attribute(node, "group", 1))
+    groups = int(attribute(node, "group", 1))
     kernel = lost.reshape(groups, lost.shape[0] // groups, lost.shape[1], -1).sum(axis=-1, dtype=np.float64)
     shift: npt.NDArray[np.float64] = np.einsum("gmc,gc->gm", kernel, means.reshape(groups, -1)).reshape(-1)
     return shift

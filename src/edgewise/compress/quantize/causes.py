@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgewise.compress.quantize import operators
+from edgewise.compress import nodes
 from edgewise.compress.quantize.placement import label
 from edgewise.compress.quantize.restore import (
     MOVERS,
@@ -84,8 +84,8 @@ class Grid:
     @classmethod
     def of(cls, quantize: ir.Node) -> Grid | None:
         """Return the grid of a node with one constant scale, or None."""
-        scale = operators.constant(quantize.inputs[1])
-        zero = operators.constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else np.zeros((), np.uint8)
+        scale = nodes.constant(quantize.inputs[1])
+        zero = nodes.constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else np.zeros((), np.uint8)
         if scale is None or zero is None or scale.size != 1 or zero.size != 1:
             return None
         kind = str(quantize.outputs[0].dtype or "").upper() if zero.dtype.kind not in "iu" else zero.dtype.name.upper()
@@ -196,9 +196,9 @@ def outlier(peaks: Floats) -> float:
     return float(alive.max() / np.median(alive)) if len(alive) > 1 else 1.0
 
 
-def activations(model: ir.Model, nodes: Sequence[str]) -> dict[str, dict[str, ActivationNoise]]:
+def activations(model: ir.Model, names: Sequence[str]) -> dict[str, dict[str, ActivationNoise]]:
     """Return, for each node, the tensors in floating point that become integers for it, nothing added yet."""
-    wanted = set(nodes)
+    wanted = set(names)
     found: dict[str, dict[str, ActivationNoise]] = {}
     for node in model.graph:
         if label(node) not in wanted:
@@ -207,7 +207,7 @@ def activations(model: ir.Model, nodes: Sequence[str]) -> dict[str, dict[str, Ac
         seen: dict[str, ActivationNoise] = {}
         for pair in pairs:
             value = None if pair is None else pair[0].inputs[0]
-            grid = None if pair is None or operators.constant(value) is not None else Grid.of(pair[0])
+            grid = None if pair is None or nodes.constant(value) is not None else Grid.of(pair[0])
             if value is not None and grid is not None:
                 floor = grid.low == 0 and stands_for_relu(value.producer())
                 seen[value.name or ""] = ActivationNoise(grid, _channel_axis(node), floor)
@@ -254,8 +254,8 @@ def weight_noise(node: ir.Node, originals: Originals | None) -> WeightNoise | No
             continue
         found = None if originals is None else originals.of(node)
         tensor = None if found is None else found.get(slot)
-        scale = operators.constant(stored.inputs[1])
-        integers = operators.constant(stored.inputs[0])
+        scale = nodes.constant(stored.inputs[1])
+        integers = nodes.constant(stored.inputs[0])
         if scale is None or integers is None:
             continue
         steps = along(stored, scale, real.shape).astype(np.float64)
@@ -358,7 +358,7 @@ def _channel_axis(node: ir.Node) -> int | None:
         case "Conv" | "ConvTranspose":
             return 1
         case "Gemm":
-            return 0 if operators.attribute(node, "transA", 0) else 1
+            return 0 if nodes.attribute(node, "transA", 0) else 1
         case "MatMul":
             return -1
         case _:
@@ -371,13 +371,13 @@ def _by_input(node: ir.Node, squares: Floats) -> Floats:
     """Return the sums of `squares`, of the weights' shape, by input channel."""
     match node.op_type:
         case "Conv":
-            groups = int(operators.attribute(node, "group", 1))
+            groups = int(nodes.attribute(node, "group", 1))
             grouped = squares.reshape(groups, squares.shape[0] // groups, squares.shape[1], -1)
             return np.asarray(grouped.sum(axis=(1, 3)).reshape(-1))
         case "ConvTranspose":
             axis = 0
         case "Gemm":
-            axis = 1 if operators.attribute(node, "transB", 0) else 0
+            axis = 1 if nodes.attribute(node, "transB", 0) else 0
         case _:
             axis = squares.ndim - 2
     return np.asarray(squares.sum(axis=tuple(index for index in range(squares.ndim) if index != axis)))
@@ -391,7 +391,7 @@ def _output_peaks(node: ir.Node, weights: Array) -> Floats:
         case "ConvTranspose":
             axis = 1
         case "Gemm":
-            axis = 0 if operators.attribute(node, "transB", 0) else 1
+            axis = 0 if nodes.attribute(node, "transB", 0) else 1
         case _:
             axis = weights.ndim - 1
     others = tuple(index for index in range(weights.ndim) if index != axis)

@@ -1,14 +1,13 @@
-"""What quantization knows of ONNX operators: where weights, biases and activations are, and what cannot be 8-bit."""
+"""What quantization knows of ONNX operators: what can be 8-bit, and why the rest cannot."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
-from edgewise.errors import ContractError
+from edgewise.compress.nodes import Weighted, attribute, bias_of, constant, output_channels, required
 from edgewise.records.tensors import Array
 
 WEIGHTED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -19,8 +18,6 @@ RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
 FUSED_ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
 """Activations that become the saturation of the integers: the Q/DQ pair goes behind them."""
 
-_GRAPHS: Final = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
-
 _INTEGER: Final = frozenset({
     "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger",
     "MatMulIntegerToFloat", "MatMulNBits", "QAttention", "QGemm", "QLinearAdd", "QLinearConv", "QLinearMatMul",
@@ -28,55 +25,6 @@ _INTEGER: Final = frozenset({
 """Operators that compute with integers or hold integer weights; those of ONNX Runtime's own domain, too."""
 
 _BINARY: Final = frozenset({"Add", "Sub", "Mul", "Div"})
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """The operands of a node that multiplies an activation with constant weights.
-
-    Attributes:
-        activation: Input index of the activation.
-        weight: Input index of the weights.
-        axis: Axis of the output channels in the weights; None where one scale has to do for all.
-        bias: Input index of the bias, or None where the operator has none.
-        input_axis: Axis of the input channels in the activation.
-    """
-
-    activation: int
-    weight: int
-    axis: int | None
-    bias: int | None
-    input_axis: int
-
-
-def constant(value: ir.Value | None) -> Array | None:
-    """Return what `value` always is, or None if it is not constant (or can be overridden as an input)."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def required(value: ir.Value | None) -> ir.Value:
-    """Return an operand that the ONNX standard requires.
-
-    Raises:
-        ContractError: If it is not there: such a model does not pass the checker and must not come this far.
-    """
-    if value is None or not value.name:
-        raise ContractError("Every required operand has to be there and to have a name.")
-    return value
-
-
-def attribute(node: ir.Node, name: str, default: float) -> float:
-    """Return a number among `node`'s attributes."""
-    found = node.attributes.get(name)
-    return default if found is None else float(found.value)
-
-
-def has_subgraphs(node: ir.Node) -> bool:
-    """Whether `node` is one such as If, Loop or Scan."""
-    return any(kind.type in _GRAPHS for kind in node.attributes.values())
 
 
 def integer_node(model: ir.Model) -> ir.Node | None:
@@ -90,11 +38,6 @@ def integer_node(model: ir.Model) -> ir.Node | None:
         if node.op_type == "QuantizeLinear" and node.outputs[0].uses():
             return node
     return None
-
-
-def is_standard(node: ir.Node) -> bool:
-    """Whether `node` is an operator of the ONNX standard."""
-    return node.domain in {"", "ai.onnx"}
 
 
 def activation_slots(node: ir.Node) -> tuple[int, ...]:
@@ -189,20 +132,6 @@ def _why_not_bias(node: ir.Node, operands: Weighted, weight: Array) -> str | Non
             f"its bias `{value.name}` has the shape {list(bias.shape)}, not one number for each of {channels} channels"
         )
     return None
-
-
-def bias_of(node: ir.Node, operands: Weighted) -> ir.Value | None:
-    """Return the bias of `node`, or None where it has none."""
-    if operands.bias is None or len(node.inputs) <= operands.bias:
-        return None
-    return node.inputs[operands.bias]
-
-
-def output_channels(node: ir.Node, operands: Weighted, weight: Array) -> int:
-    """Return how many channels the output of `node` has."""
-    if node.op_type == "ConvTranspose":
-        return int(weight.shape[1] * attribute(node, "group", 1))
-    return int(weight.shape[-1 if operands.axis is None else operands.axis])
 
 
 def why_not_follower(node: ir.Node) -> str | None:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgewise.analysis.target import Target
+from edgewise.compress import nodes
 from edgewise.compress.histogram import Histogram
-from edgewise.compress.quantize import affine, operators, ranges
+from edgewise.compress.quantize import affine, ranges
 from edgewise.compress.quantize.placement import Placement, Site, final, place
 from edgewise.compress.quantize.ranges import Range
 from edgewise.compress.runner import Opener
@@ -297,7 +298,7 @@ def _measure(
 
 def _needs(node: ir.Node) -> set[str]:
     """Return the operands of `node` that are not constant."""
-    return {_name(value) for value in node.inputs if value is not None and operators.constant(value) is None}
+    return {_name(value) for value in node.inputs if value is not None and nodes.constant(value) is None}
 
 
 def _cut(model: ir.Model, readers: Iterable[ir.Node]) -> ir.Model:
@@ -367,7 +368,7 @@ class _Cutter:
         return twin
 
     def _operand(self, value: ir.Value) -> ir.Value:
-        name, array = _name(value), operators.constant(value)
+        name, array = _name(value), nodes.constant(value)
         if array is not None:
             tensor = ir.Tensor(array, name=name)
             constant = ir.Value(
@@ -412,4 +413,4 @@ def _found(values: Mapping[str, Array], name: str) -> Array:
 
 
 def _name(value: ir.Value | None) -> str:
-    return operators.required(value).name or ""
+    return nodes.required(value).name or ""

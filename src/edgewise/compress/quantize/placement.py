@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgewise.analysis.target import Target
+from edgewise.compress import nodes
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import operators
-from edgewise.compress.quantize.operators import FUSED_ACTIVATIONS, RECURRENT, WEIGHTED, Weighted
+from edgewise.compress.quantize.operators import FUSED_ACTIVATIONS, RECURRENT, WEIGHTED
 from edgewise.records.findings import Decline
 
 STAGE = "quantize"
@@ -113,9 +115,9 @@ class _Placer:
         """Choose `node` for now, or note why not."""
         if label(node) in self.keep:
             self.reasons[node] = KEPT
-        elif operators.has_subgraphs(node):
+        elif nodes.has_subgraphs(node):
             self.reasons[node] = "it has subgraphs, which stay float"
-        elif not operators.is_standard(node):
+        elif not nodes.is_standard(node):
             return
         elif node.op_type in RECURRENT:
             self.reasons[node] = "ONNX has no 8-bit form of recurrent operators that keeps their state"
@@ -153,7 +155,7 @@ class _Placer:
             return ""
         if not _have_ranks([*values, node.outputs[0]]):
             return _NO_RANK
-        if any(operators.constant(value) is not None for value in values):
+        if any(nodes.constant(value) is not None for value in values):
             return "one of its operands is constant"
         return operators.why_not_follower(node)
 
@@ -172,7 +174,7 @@ class _Placer:
 
     def _why_lonely(self, node: ir.Node) -> str | None:
         for slot in self._slots(node):
-            value = operators.required(node.inputs[slot])
+            value = nodes.required(node.inputs[slot])
             if not (self._made(value) or any(reader in self.operands for reader, _ in self._integer_edges(value))):
                 return f"its input `{value.name}` is not made by an 8-bit operator"
         if not any(self._is_read(final(output)) for output in node.outputs):
@@ -267,9 +269,9 @@ def origin(value: ir.Value) -> ir.Value:
 
 def _is_fused(node: ir.Node) -> bool:
     return (
-        operators.is_standard(node)
+        nodes.is_standard(node)
         and node.op_type in FUSED_ACTIVATIONS
-        and all(value is None or operators.constant(value) is not None for value in node.inputs[1:])
+        and all(value is None or nodes.constant(value) is not None for value in node.inputs[1:])
     )
 
 

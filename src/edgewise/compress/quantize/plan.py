@@ -12,9 +12,10 @@ import onnx_ir as ir
 from msgspec.structs import replace
 
 from edgewise.analysis.target import Target
+from edgewise.compress import nodes
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import affine, operators, ranges
 from edgewise.compress.quantize.bias import lost_means, weight_error_shift
-from edgewise.compress.quantize.operators import Weighted
 from edgewise.compress.quantize.placement import KEPT, STAGE, Placement, Site, label, place
 from edgewise.compress.quantize.ranges import Range
 from edgewise.compress.quantize.recipe import Scheme
@@ -287,8 +288,8 @@ def _weights_alone(
 
 def _stored_weight(item: StoredWeight, statistics: Statistics) -> QuantizedWeight:
     node, layout = item.node, item.layout
-    value, activation = operators.required(node.inputs[layout.slot]), _name(node.inputs[layout.activation])
-    weight = operators.constant(value)
+    value, activation = nodes.required(node.inputs[layout.slot]), _name(node.inputs[layout.activation])
+    weight = nodes.constant(value)
     if weight is None:
         raise ContractError(f"The weights of `{label(node)}` have to be constant: `store_weights` chose them.")
     planned = QuantizedWeight(
@@ -393,11 +394,11 @@ def _weight(
     node: ir.Node, operands: Weighted, *, bits: int, scales: Mapping[str, float], statistics: Statistics
 ) -> QuantizedWeight:
     activation = _name(node.inputs[operands.activation])
-    weight = operators.constant(node.inputs[operands.weight])
+    weight = nodes.constant(node.inputs[operands.weight])
     if weight is None:
         raise ContractError(f"The weights of `{label(node)}` have to be constant: `place` chose them.")
     chosen = affine.least_squares_scales(weight, axis=operands.axis, bits=bits)
-    bias = operators.constant(operators.bias_of(node, operands))
+    bias = nodes.constant(nodes.bias_of(node, operands))
     if bias is not None:
         chosen = np.maximum(chosen, smallest_scales(bias, scales[activation], per_channel=operands.axis is not None))
     means = statistics.tensors[activation].channel_means
@@ -436,4 +437,4 @@ def smallest_scales(bias: Array, activation_scale: float, *, per_channel: bool) 
 
 
 def _name(value: ir.Value | None) -> str:
-    return operators.required(value).name or ""
+    return nodes.required(value).name or ""

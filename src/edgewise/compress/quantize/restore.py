@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from edgewise.compress import nodes
 from edgewise.compress.quantize import operators
 from edgewise.compress.quantize.placement import final, label
 from edgewise.errors import ContractError
@@ -102,7 +103,7 @@ def pair_in_front(value: ir.Value | None) -> tuple[ir.Node, ir.Node] | None:
 
 def stands_for_relu(producer: ir.Node | None) -> bool:
     """Return whether a range from zero on behind `producer` may stand for a Relu: it can give less than zero itself."""
-    if producer is None or not operators.is_standard(producer):
+    if producer is None or not nodes.is_standard(producer):
         return False
     return producer.op_type in operators.WEIGHTED | _BINARY
 
@@ -113,8 +114,8 @@ def dequantized(node: ir.Node) -> Array | None:
     Source: ONNX operator `DequantizeLinear`, opset 21: one scale, one for each index along `axis`, or one for each
     block of `block_size` along it.
     """
-    integers, scale = operators.constant(node.inputs[0]), operators.constant(node.inputs[1])
-    zero = operators.constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    integers, scale = nodes.constant(node.inputs[0]), nodes.constant(node.inputs[1])
+    zero = nodes.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if integers is None or scale is None:
         return None
     scales = along(node, scale, integers.shape)
@@ -128,8 +129,8 @@ def along(node: ir.Node, parameter: Array, shape: tuple[int, ...]) -> Array:
     """Return the scales or zero points of a QuantizeLinear or DequantizeLinear so that they broadcast over `shape`."""
     if parameter.size == 1:
         return parameter.reshape(())
-    axis = int(operators.attribute(node, "axis", 1)) % len(shape)
-    block = int(operators.attribute(node, "block_size", 0))
+    axis = int(nodes.attribute(node, "axis", 1)) % len(shape)
+    block = int(nodes.attribute(node, "block_size", 0))
     if block:
         return np.repeat(parameter, block, axis=axis).take(range(shape[axis]), axis=axis)
     return parameter.reshape([-1 if index == axis else 1 for index in range(len(shape))])
@@ -198,7 +199,7 @@ class _Restorer:
 
     def _in_front(self, quantize: ir.Node) -> ir.Value:
         """Return the real numbers that `quantize` reads, behind the activations that its range alone stood for."""
-        value = operators.required(quantize.inputs[0])
+        value = nodes.required(quantize.inputs[0])
         producer = value.producer()
         if producer is None or value in self.active:
             return self.active.get(value, value)
@@ -223,7 +224,7 @@ class _Restorer:
                 for node in _activations_behind(twin.outputs[value.index() or 0])
                 if label(node) not in self.labels
             ]
-        zero = operators.constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
+        zero = nodes.constant(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
         begins_at_zero = zero is not None and zero.dtype.kind in "iu" and bool(np.all(zero == np.iinfo(zero.dtype).min))
         return [("Relu", [])] if begins_at_zero and stands_for_relu(producer) else []
 
@@ -292,7 +293,7 @@ class Originals:
         weighty = False
         for slot, value in enumerate(node.inputs):
             integers = integers_of(value)
-            if integers is None and operators.constant(value) is None:
+            if integers is None and nodes.constant(value) is None:
                 continue
             original = self._constant(twin, slot, integers)
             weighty |= integers is not None
@@ -335,8 +336,8 @@ def _is_left_out(node: ir.Node, slot: int) -> bool:
 
 def _fits(original: Array, integers: ir.Node) -> bool:
     """Return whether rounding may have made what `integers` gives of `original`."""
-    values, scale = dequantized(integers), operators.constant(integers.inputs[1])
-    stored = operators.constant(integers.inputs[0])
+    values, scale = dequantized(integers), nodes.constant(integers.inputs[1])
+    stored = nodes.constant(integers.inputs[0])
     if values is None or scale is None or stored is None:
         return False
     if original.dtype != values.dtype or original.shape != values.shape:
@@ -360,7 +361,7 @@ def _works_on_integers(node: ir.Node) -> bool:
     given = [value for value in node.inputs if value is not None]
     if any(_has_integer_values(value) for value in given):
         return True
-    activations = [value for value in given if node.op_type in _BINARY or operators.constant(value) is None]
+    activations = [value for value in given if node.op_type in _BINARY or nodes.constant(value) is None]
     if not activations or any(_made_by(value, "DequantizeLinear") is None for value in activations):
         return False
     # A mover passes integers on even where nothing quantizes what it makes.
@@ -378,13 +379,13 @@ def _has_integer_values(value: ir.Value) -> bool:
     if integers_of(value) is not None:
         return True
     pair = pair_in_front(value)
-    return pair is not None and operators.constant(pair[0].inputs[0]) is not None
+    return pair is not None and nodes.constant(pair[0].inputs[0]) is not None
 
 
 def integers_of(value: ir.Value | None) -> ir.Node | None:
     """Return the DequantizeLinear of stored integers that makes `value`."""
     node = _made_by(value, "DequantizeLinear")
-    return node if node is not None and operators.constant(node.inputs[0]) is not None else None
+    return node if node is not None and nodes.constant(node.inputs[0]) is not None else None
 
 
 def _is(node: ir.Node, *kinds: str) -> bool:

@@ -12,9 +12,9 @@ import onnx_ir as ir
 from scipy.special import stdtrit
 
 from edgewise.compress import solve
-from edgewise.compress.gram import LARGEST_GRAM, Moments, Summary
+from edgewise.compress.gram import Moments, Summary
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import affine
-from edgewise.compress.quantize.operators import Weighted
 from edgewise.compress.solve import Grid, Stack
 from edgewise.compress.unfold import Rows, Unfolding, unfolding
 from edgewise.errors import ContractError, RecipeError
@@ -58,28 +58,6 @@ class Rounded:
     second_order: bool
     error: float | None
     nearest_error: float | None
-
-
-def moments_for(node: ir.Node, operands: Weighted, weight: Array) -> Moments | str:
-    """Return empty moments for the activation of `node`, or why there can be none, as a clause.
-
-    Args:
-        node: A Conv, ConvTranspose, Gemm or MatMul.
-        operands: Its operands.
-        weight: Its weights.
-    """
-    if operands.activation != 0:
-        return "its constant is the left operand"
-    found = unfolding(node, weight)
-    if isinstance(found, str):
-        return found
-    size = found.groups * found.columns**2
-    if size > LARGEST_GRAM:
-        return (
-            f"the Gram matrix of its {found.groups * found.columns} inputs would hold {size} numbers, "
-            f"and {LARGEST_GRAM} are the limit"
-        )
-    return Moments(found)
 
 
 def round_weight(

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from edgewise.compress.gram import LARGEST_INPUT, Moments
+from edgewise.compress import nodes
+from edgewise.compress.gram import LARGEST_INPUT, Moments, moments_for
+from edgewise.compress.nodes import Weighted
 from edgewise.compress.prefix import prefix
 from edgewise.compress.quantize import affine, operators
 from edgewise.compress.quantize.apply import apply
-from edgewise.compress.quantize.operators import Weighted
 from edgewise.compress.quantize.placement import STAGE, label
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, smallest_scales, with_integers
-from edgewise.compress.quantize.rounding import moments_for, round_weight
+from edgewise.compress.quantize.rounding import round_weight
 from edgewise.compress.runner import Opener
 from edgewise.errors import ContractError
 from edgewise.records.findings import Decline
@@ -55,7 +56,7 @@ def round_weights(model: ir.Model, whole: Plan, open_model: Opener, feeds: Seque
     quantized = {tensor.name: tensor for tensor in whole.tensors}
     rounded: dict[str, QuantizedWeight] = {}
     declines: list[Decline] = []
-    by_source = itertools.groupby(_layers(model, whole, declines), key=lambda layer: layer.planned.activation)
+    by_source = itertools.groupby(_layers(model, whole, declines), key=lambda layer: layer.source)
     for source, readers in by_source:
         layers = list(readers)
         # Layers that come later are left float: nothing that is observed depends on them.
@@ -93,7 +94,7 @@ def _decline(node: ir.Node, why: str) -> Decline:
 
 def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
     """Return a layer of the plan, or why second-order rounding is not defined for it."""
-    values = operators.constant(node.inputs[planned.slot])
+    values = nodes.constant(node.inputs[planned.slot])
     if values is None:
         raise ContractError(f"A plan belongs to one model, and in this one `{label(node)}` has no constant weights.")
     if node.op_type not in operators.WEIGHTED:
@@ -103,9 +104,9 @@ def _layer(node: ir.Node, planned: QuantizedWeight) -> _Layer | str:
         return operands
     if (operands.weight, operands.axis) != (planned.slot, planned.axis):
         return "their scales do not lie along the layer's outputs"
-    if operators.required(node.inputs[operands.activation]).shape is None:
+    if nodes.required(node.inputs[operands.activation]).shape is None:
         return "the number of dimensions of its input is not known"
-    moments = moments_for(node, operands, values)
+    moments = moments_for(node, values)
     return moments if isinstance(moments, str) else _Layer(node, operands, values, planned, moments)
 
 
@@ -134,7 +135,7 @@ def _round(layer: _Layer, source: QuantizedTensor | None) -> QuantizedWeight:
         layer: A layer whose inputs were seen.
         source: The activation that it reads, or None where that stays float.
     """
-    bias = operators.constant(operators.bias_of(layer.node, layer.operands))
+    bias = nodes.constant(nodes.bias_of(layer.node, layer.operands))
     floor = None
     if bias is not None and source is not None:
         floor = smallest_scales(bias, source.scale, per_channel=layer.operands.axis is not None)

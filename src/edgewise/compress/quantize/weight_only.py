@@ -12,6 +12,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from edgewise.compress import nodes
 from edgewise.compress.quantize import operators
 from edgewise.compress.quantize.operators import RECURRENT, WEIGHTED
 from edgewise.compress.quantize.placement import KEPT, QUANTIZED_ALREADY, STAGE, label
@@ -97,7 +98,7 @@ def store_weights(
         if reason is not None:
             reasons[node] = reason
         elif layout is not None:
-            readers.setdefault(operators.required(node.inputs[layout.slot]), []).append((node, layout))
+            readers.setdefault(nodes.required(node.inputs[layout.slot]), []).append((node, layout))
     chosen: dict[ir.Node, StoredWeight] = {}
     for value, edges in readers.items():
         stored = _stored(value, edges, scheme, packed, reasons)
@@ -116,15 +117,15 @@ def _decline(node: ir.Node, reason: str) -> Decline:
 
 def _why_not(node: ir.Node, layout: Layout | None) -> str | None:
     """Return why the weights of `node` stay float whatever they are worth; empty where that goes without saying."""
-    if operators.has_subgraphs(node):
+    if nodes.has_subgraphs(node):
         return "it has subgraphs, which stay float"
-    if operators.is_standard(node) and node.op_type in RECURRENT:
+    if nodes.is_standard(node) and node.op_type in RECURRENT:
         return "weights of recurrent operators stay float: runtimes want them as plain constants"
     if layout is None:
-        needed = operators.is_standard(node) and node.op_type in WEIGHTED
+        needed = nodes.is_standard(node) and node.op_type in WEIGHTED
         return "its operands are not an activation and constant weights" if needed else ""
-    value = operators.required(node.inputs[layout.slot])
-    weight = operators.constant(value)
+    value = nodes.required(node.inputs[layout.slot])
+    weight = nodes.constant(value)
     if weight is None:
         return "its weights are not constant"
     reason = operators.why_not_weight(weight, value.name or "")
@@ -133,9 +134,9 @@ def _why_not(node: ir.Node, layout: Layout | None) -> str | None:
 
 def _layout(node: ir.Node) -> Layout | None:
     """Return where the constant weights of `node` are; None where it has none."""
-    if not operators.is_standard(node):
+    if not nodes.is_standard(node):
         return None
-    first, second = (operators.constant(value) for value in (*node.inputs, None, None)[:2])
+    first, second = (nodes.constant(value) for value in (*node.inputs, None, None)[:2])
     if (first is None) == (second is None):
         return None
     if first is not None:
@@ -148,10 +149,10 @@ def _left_layout(node: ir.Node, weight: Array) -> Layout | None:
     last = weight.ndim - 1
     match node.op_type:
         case "Gather":
-            axis = int(operators.attribute(node, "axis", 0)) % max(1, weight.ndim)
+            axis = int(nodes.attribute(node, "axis", 0)) % max(1, weight.ndim)
             return Layout(slot=0, activation=1, axis=axis, input_axis=last if axis == 0 else 0)
         case "Gemm":
-            axis = 1 if operators.attribute(node, "transA", 0) else 0
+            axis = 1 if nodes.attribute(node, "transA", 0) else 0
             return Layout(slot=0, activation=1, axis=axis, input_axis=1 - axis)
         case "MatMul":
             return Layout(slot=0, activation=1, axis=last - 1, input_axis=last)
@@ -166,10 +167,10 @@ def _right_layout(node: ir.Node, weight: Array) -> Layout | None:
             return Layout(slot=1, activation=0, axis=0, input_axis=1, kernel=kernel)
         case "ConvTranspose":
             # In groups, an index on axis 1 belongs to several output channels, and one on axis 0 to a single group.
-            axis = 1 if operators.attribute(node, "group", 1) == 1 else 0
+            axis = 1 if nodes.attribute(node, "group", 1) == 1 else 0
             return Layout(slot=1, activation=0, axis=axis, input_axis=1 - axis, kernel=kernel)
         case "Gemm":
-            axis = 0 if operators.attribute(node, "transB", 0) else 1
+            axis = 0 if nodes.attribute(node, "transB", 0) else 1
             return Layout(slot=1, activation=0, axis=axis, input_axis=1 - axis)
         case "MatMul":
             return Layout(slot=1, activation=0, axis=last, input_axis=last - 1)
@@ -184,7 +185,7 @@ def _stored(
     reasons: dict[ir.Node, str],
 ) -> StoredWeight | None:
     """Return how `value` is stored for its readers, or None where it stays float; `reasons` gets the words."""
-    weight = operators.constant(value)
+    weight = nodes.constant(value)
     if weight is None:
         return None
     (first, layout), *_ = edges

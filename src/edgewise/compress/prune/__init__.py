@@ -1,0 +1,1 @@
+"""Pruning of exported graphs: neurons, layers and weights, each made up for in closed form."""
