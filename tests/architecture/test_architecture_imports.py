@@ -30,8 +30,8 @@ BREACHES: Final = {
     "Backends do not know each other": ("backends/reference/__init__.py", "edgewise.backends.ort"),
     "onnxruntime has one adapter file": ("cli/__init__.py", "onnxruntime"),
     "openvino has one adapter file": ("cli/__init__.py", "openvino"),
-    "Pruning and quantization do not know each other": ("compress/prune/__init__.py", "edgewise.compress.quantize.plan"),
     "Passes, compression and formats never run a model": ("compress/__init__.py", "edgewise.backends.registry"),
+    "Pruning and quantization do not know each other": ("compress/prune/__init__.py", "edgewise.compress.quantize.plan"),
 }
 
 
