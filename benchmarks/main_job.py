@@ -37,7 +37,7 @@ from edgewise.pipeline.request import DataRequest
 from edgewise.records.measurements import Latency, Ratio
 from edgewise.records.run import Run
 from edgewise.samples.state import first_step
-from peers import PEERS
+from peers.quantizers import PEERS
 from rows import Row, finish
 
 HERE: Final = Path(__file__).resolve().parent

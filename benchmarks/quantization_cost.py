@@ -24,7 +24,7 @@ from edgewise.measure.turns import peak_resident_bytes
 from edgewise.records.candidate import RunOptions
 from edgewise.records.measurements import Latency
 from edgewise.records.tensors import Feeds
-from peers import Nncf, OnnxRuntimeStatic
+from peers.quantizers import Nncf, OnnxRuntimeStatic
 from quantization_accuracy import Question, drops
 from quantized import ToolError, artifact_of, graph_of, ours, ready_backends, rival_artifact
 from rows import Row

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from answers import FEWEST_FLIPS, Distance, compare, pooled
-from peers import RIVALS
+from peers.quantizers import RIVALS
 from quantized import ToolError, artifact_of, open_session, ours, ready_backends, rival_artifact, rival_names
 from rows import Row
 from zoo_models import CLASSIFIERS, Subject, open_subject

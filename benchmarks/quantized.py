@@ -14,7 +14,7 @@ from edgewise.errors import EdgewiseError
 from edgewise.pipeline.library import quantize
 from edgewise.records.candidate import RunOptions
 from edgewise.records.tensors import Feeds
-from peers import RIVALS, Peer
+from peers.quantizers import RIVALS, Peer
 from zoo_models import Subject
 
 BACKENDS: Final = ("ort", "openvino")

@@ -11,7 +11,7 @@ import quantization_fidelity
 from answers import Distance
 from edgewise.records.certificate import Certificate
 from edgewise.records.measurements import Latency
-from peers import CALIBRATION_BYTES, RIVALS, has_attention, samples_at_once
+from peers.quantizers import CALIBRATION_BYTES, RIVALS, has_attention, samples_at_once
 from quantization_accuracy import drop_rows
 from quantization_cost import speed_rows
 from quantization_fidelity import Measured, distances, fidelity_rows

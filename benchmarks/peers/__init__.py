@@ -1,0 +1,1 @@
+"""The tools that edgewise is measured beside, each at its documented best."""
