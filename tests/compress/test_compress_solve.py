@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from edgewise.compress.solve import (
     Grid,
+    Mask,
     Stack,
     coordinate_descent,
     damped,
     error,
     refit,
+    refit_kept,
     rescale,
     round_columns,
     search_scales,
@@ -53,7 +55,7 @@ problems = st.builds(
 )
 
 
-def plain_gptq(weight: Stack, gram: Stack, grid: Grid) -> Stack:
+def plain_gptq(weight: Stack, gram: Stack, grid: Grid, kept: Mask | None = None) -> Stack:
     """GPTQ as the paper has it: the inverse, its upper Cholesky factor, one column after the other."""
     result = np.zeros_like(weight)
     steps = np.broadcast_to(grid.steps(weight.shape[2]), weight.shape)
@@ -64,6 +66,8 @@ def plain_gptq(weight: Stack, gram: Stack, grid: Grid) -> Stack:
         for number, column in enumerate(order):
             step = steps[group, :, column]
             integers = np.clip(np.rint(rest[:, number] / step), -grid.largest, grid.largest)
+            if kept is not None:
+                integers = np.where(kept[group, :, column], integers, 0)
             result[group, :, column] = integers
             lost = (rest[:, number] - integers * step) / upper[number, number]
             rest[:, number:] -= lost[:, None] * upper[number, number:]
@@ -91,6 +95,57 @@ def test_rounding_is_gptq_exactly_over_several_blocks() -> None:
     weight, gram, grid = problem(3, 2, 5, 200, samples=500)
     # No half was met here: the integers themselves are the same.
     assert np.array_equal(round_columns(weight, gram, grid), plain_gptq(weight, gram, grid))
+
+
+def test_zeros_that_are_kept_are_made_up_for_as_in_sparsegpt() -> None:
+    weight, gram, grid = problem(3, 2, 5, 200, samples=500)
+    kept = np.random.default_rng(0).random(weight.shape) < 0.6
+    found = round_columns(weight, gram, grid, kept=kept)
+    assert np.array_equal(found, plain_gptq(weight, gram, grid, kept))
+    assert not found[~kept].any()
+    assert found[kept].any()
+
+
+@given(problems, st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_sweeps_leave_alone_what_has_to_stay(given_problem: tuple[Stack, Stack, Grid], share: float) -> None:
+    weight, gram, grid = given_problem
+    kept = np.random.default_rng(0).random(weight.shape) < share
+    start = grid.round(weight) * kept
+    end = coordinate_descent(start, weight, gram, grid, kept=kept, sweeps=200)
+    assert not end[~kept].any()
+    before, after = (error(grid.real(one) - weight, gram) for one in (start, end))
+    assert (after <= before + 1e-12 * (before + error(weight, gram))).all()
+    for column, change in itertools.product(range(min(5, weight.shape[2])), (-1, 1)):
+        other = end.copy()
+        other[:, :, column] = np.clip(other[:, :, column] + change * kept[:, :, column], -grid.largest, grid.largest)
+        assert (error(grid.real(other) - weight, gram) >= after - 1e-12 * (before + error(weight, gram))).all()
+
+
+@given(problems, st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_what_stays_is_fitted_by_least_squares(given_problem: tuple[Stack, Stack, Grid], share: float) -> None:
+    weight, gram, _ = given_problem
+    kept = np.random.default_rng(1).random(weight.shape) < share
+    start = weight * kept
+    found = refit_kept(weight, gram, kept, start, steps=400)
+    assert not found[~kept].any()
+    best = np.zeros_like(weight)
+    for group, row in itertools.product(range(weight.shape[0]), range(weight.shape[1])):
+        index = np.flatnonzero(kept[group, row])
+        right = gram[group][index] @ weight[group, row]
+        best[group, row, index] = np.linalg.solve(gram[group][np.ix_(index, index)], right)
+    reached, least, before = (error(one - weight, gram) for one in (found, best, start))
+    # Conjugate gradients end at 1e-20 of the squared residual, whose error is at most the condition times as large.
+    assert (reached <= least + 1e-9 * (before + error(weight, gram))).all()
+
+
+def test_a_few_steps_of_the_fit_are_better_than_none() -> None:
+    weight, gram, _ = problem(0, 2, 4, 70)
+    kept = np.random.default_rng(1).random(weight.shape) < 0.5
+    errors = [error(refit_kept(weight, gram, kept, weight * kept, steps=n) - weight, gram) for n in (0, 1, 5, 25)]
+    assert all((after <= before).all() for before, after in itertools.pairwise(errors))
+    assert (errors[-1] < 0.8 * errors[0]).all()
 
 
 def test_uncorrelated_inputs_are_rounded_to_the_nearest() -> None:

@@ -26,8 +26,13 @@ from edgewise.errors import ContractError
 
 Stack = npt.NDArray[np.float64]
 
+Mask = npt.NDArray[np.bool_]
+
 _BLOCK: Final = 64
 """Columns that are worked on one by one before all others are updated with one product of matrices."""
+
+_SOLVED: Final = 1e-20
+"""Conjugate gradients end where the squared, preconditioned residual has become so much smaller."""
 
 _SMALLEST_SCALE: Final = float(np.finfo(np.float32).tiny)
 
@@ -104,12 +109,49 @@ def refit(weight: Stack, gram: Stack, drift: Stack, ridge: float) -> Stack:
     return np.asarray(weight + change, np.float64)
 
 
+def refit_kept(weight: Stack, gram: Stack, kept: Mask, start: Stack, *, steps: int = 60) -> Stack:
+    """Return the matrix `V` with zeros outside of `kept` that makes `(V - W) S (V - W)^T` smallest, row by row.
+
+    Conjugate gradients on the kept entries of every row at once, with the diagonal as preconditioner: a direct solution
+    would factor one matrix a row. The error falls in every step, and is the least one after as many steps as a row
+    keeps entries; with a damped Gram matrix far fewer do.
+
+    Args:
+        weight: `W`, shape `[G, R, K]`.
+        gram: Symmetric positive definite (see `damped`), shape `[G, K, K]`.
+        kept: Which entries may be other than zero, shape `[G, R, K]`.
+        start: Where to start, zero outside of `kept`, shape `[G, R, K]`.
+        steps: Most steps.
+
+    Source: Hestenes and Stiefel 1952, "Methods of Conjugate Gradients for Solving Linear Systems"; the least squares
+    are those of the weights that Optimal Brain Surgeon leaves (Hassibi and Stork 1993, eq. 5).
+    """
+    inverse = kept / np.einsum("gkk->gk", gram)[:, None, :]
+    result = start.copy()
+    residual = ((weight - start) @ gram) * kept
+    direction = inverse * residual
+    slope = (residual * direction).sum(axis=2, keepdims=True)
+    enough = _SOLVED * slope
+    for _ in range(steps):
+        if (slope <= enough).all():
+            break
+        image = (direction @ gram) * kept
+        curve = (direction * image).sum(axis=2, keepdims=True)
+        length = np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
+        result += length * direction
+        residual -= length * image
+        ahead = inverse * residual
+        before, slope = slope, (residual * ahead).sum(axis=2, keepdims=True)
+        direction = ahead + np.divide(slope, before, out=np.zeros_like(slope), where=before > 0) * direction
+    return result
+
+
 def error(difference: Stack, gram: Stack) -> Stack:
     """Return `d^T S d` for every row `d` of `difference` `[G, R, K]`; shape `[G, R]`."""
     return np.asarray(np.einsum("grk,grk->gr", difference @ gram, difference), np.float64)
 
 
-def round_columns(weight: Stack, gram: Stack, grid: Grid) -> Stack:
+def round_columns(weight: Stack, gram: Stack, grid: Grid, *, kept: Mask | None = None) -> Stack:
     """Return integers that were rounded column by column, each error made up for by the columns still to come.
 
     GPTQ in the order of decreasing diagonal of the Gram matrix ("act-order"), in the form of Babai's nearest plane:
@@ -121,9 +163,11 @@ def round_columns(weight: Stack, gram: Stack, grid: Grid) -> Stack:
         weight: The real matrix to round, shape `[G, R, K]`.
         gram: Symmetric positive definite (see `damped`), shape `[G, K, K]`.
         grid: The integers.
+        kept: Which entries may be other than zero, shape `[G, R, K]`; None for all of them.
 
     Returns:
-        Integers as float64, shape `[G, R, K]`.
+        Integers as float64, shape `[G, R, K]`; zeros where `kept` is false, made up for like any other error (Frantar
+        and Alistarh 2023, "SparseGPT", section 3.5).
 
     Source: Frantar et al. 2022, "GPTQ", eq. 2 and algorithm 1; Frantar and Alistarh 2022, "Optimal Brain Compression"
     (each column's update); Chen et al. 2025, "The Geometry of LLM Quantization: GPTQ as Babai's Nearest Plane
@@ -139,6 +183,7 @@ def round_columns(weight: Stack, gram: Stack, grid: Grid) -> Stack:
     # [G, K, R]: a column of all rows lies in one piece.
     targets = weight.swapaxes(1, 2)[part, order]
     steps = steps.swapaxes(1, 2)[part, order]
+    allowed = None if kept is None else kept.swapaxes(1, 2)[part, order]
     errors = np.zeros_like(targets)
     integers = np.zeros_like(targets)
     for end in range(columns, 0, -_BLOCK):
@@ -149,6 +194,8 @@ def round_columns(weight: Stack, gram: Stack, grid: Grid) -> Stack:
             push = (pull[:, column - start] + inner[:, 0]) / diagonal[:, column, None]
             step = steps[:, column]
             chosen = np.clip(np.rint((targets[:, column] + push) / step), -grid.largest, grid.largest)
+            if allowed is not None:
+                chosen *= allowed[:, column]
             integers[:, column] = chosen
             errors[:, column] = targets[:, column] - chosen * step
     result = np.empty_like(integers)
@@ -156,7 +203,9 @@ def round_columns(weight: Stack, gram: Stack, grid: Grid) -> Stack:
     return np.ascontiguousarray(result.swapaxes(1, 2))
 
 
-def coordinate_descent(integers: Stack, weight: Stack, gram: Stack, grid: Grid, *, sweeps: int = 3) -> Stack:
+def coordinate_descent(
+    integers: Stack, weight: Stack, gram: Stack, grid: Grid, *, sweeps: int = 3, kept: Mask | None = None
+) -> Stack:
     """Return integers that no change of a single one improves, or the best that `sweeps` reach.
 
     One column after the other, in the order of decreasing diagonal, each entry takes the grid's exact minimum with all
@@ -169,6 +218,7 @@ def coordinate_descent(integers: Stack, weight: Stack, gram: Stack, grid: Grid, 
         gram: Symmetric positive definite (see `damped`), shape `[G, K, K]`.
         grid: The integers.
         sweeps: Most passes over all columns.
+        kept: Which entries may change, shape `[G, R, K]`; None for all of them.
 
     Source: Zhang et al. 2024, "COMQ: A Backpropagation-Free Algorithm for Post-Training Quantization" (its
     coordinate descent over integers), with the Gram matrix in place of the inputs.
@@ -180,6 +230,7 @@ def coordinate_descent(integers: Stack, weight: Stack, gram: Stack, grid: Grid, 
     diagonal = np.einsum("gkk->gk", matrix)
     steps = np.broadcast_to(grid.steps(columns), weight.shape).swapaxes(1, 2)[part, order]
     now = integers.swapaxes(1, 2)[part, order]
+    allowed = None if kept is None else kept.swapaxes(1, 2)[part, order]
     gradient = matrix @ (now * steps - weight.swapaxes(1, 2)[part, order])
     for _ in range(sweeps):
         changed = False
@@ -194,6 +245,8 @@ def coordinate_descent(integers: Stack, weight: Stack, gram: Stack, grid: Grid, 
                 new = np.clip(np.rint(old - slope / (curve * step)), -grid.largest, grid.largest)
                 move = (new - old) * step
                 smaller = move * (2.0 * slope + curve * move) < 0
+                if allowed is not None:
+                    smaller &= allowed[:, column]
                 moves[:, column - start] = np.where(smaller, move, 0.0)
                 now[:, column] = np.where(smaller, new, old)
             if moves.any():

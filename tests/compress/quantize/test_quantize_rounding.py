@@ -140,6 +140,30 @@ def test_the_output_of_unseen_samples_is_nearer_to_float(name: str, bits: int) -
     assert 1 / 1.5 < ours / found.error < 1.5
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", CASES)
+def test_pruned_weights_stay_zero_and_the_others_make_up_for_rounding(name: str, bits: int) -> None:
+    case = CASES[name]
+    weight = weight_of(case) * (np.random.default_rng(1).random(case[2]) < 0.6)
+    assert np.mean(weight == 0) >= 0.2
+    moments = moments_of(case, pairs(case, 60), weight)
+    found = round_weight(node_of(case), case[1], weight, moments, bits=bits)
+    assert not found.integers[weight == 0].any()
+    assert found.integers[weight != 0].any()
+    unseen = pairs(case, 40, seed=1)
+    ours = output_error(case, weight, real_of(case, found), found.bias_shift, unseen)
+    assert ours < output_error(case, weight, nearest_of(case, weight, bits), None, unseen)
+
+
+def test_a_few_zeros_are_weights_like_any_other() -> None:
+    case = CASES["gemm"]
+    weight = weight_of(case) + np.float32(0)
+    weight[0, :] = 0
+    assert np.mean(weight == 0) < 0.2
+    found = round_weight(node_of(case), case[1], weight, moments_of(case, pairs(case, 60), weight), bits=8)
+    assert found.integers[0].any()
+
+
 @pytest.mark.parametrize("block", [1, 5, 100])
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name][1].axis is not None])
 def test_blocks_of_input_channels_have_their_own_scales(name: str, block: int) -> None:

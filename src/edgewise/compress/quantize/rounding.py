@@ -15,7 +15,7 @@ from edgewise.compress import solve
 from edgewise.compress.gram import Moments, Summary
 from edgewise.compress.nodes import Weighted
 from edgewise.compress.quantize import affine
-from edgewise.compress.solve import Grid, Stack
+from edgewise.compress.solve import Grid, Mask, Stack
 from edgewise.compress.unfold import Rows, Unfolding, unfolding
 from edgewise.errors import ContractError, RecipeError
 from edgewise.records.tensors import Array
@@ -30,6 +30,10 @@ _CAUTIOUS_DAMPING: Final = 1.0  # Where no sample was held out, and more with fe
 
 _JUDGED_OUTPUTS: Final = 128
 """Outputs of each group, evenly spread, that settings are chosen on: each is a least-squares problem of its own."""
+
+_PRUNED: Final = 0.2
+"""Share of exact zeros from which a layer's weights were pruned on purpose, and its zeros stay. Empirical: training
+leaves none, but for single rows that are zero, where nothing is lost either way."""
 
 _ALTERNATIONS: Final = 2  # Of sweeps and scales. Empirical: a third one changes the error by less than 1 %.
 
@@ -76,6 +80,9 @@ def round_weight(
     The held-out rows judge how far the weights are refitted to inputs that differ from float's, how much the Gram
     matrix is damped, and whether the result beats the nearest integers (with their mean error taken back). Then the
     same is done with all rows. Without held-out rows (one sample) nothing is refitted and damping is strong.
+
+    Where at least a fifth of the weights are exactly zero, they were pruned: they stay zero, and only the others make
+    up for what rounding costs.
 
     Time: on one core well under a second for most layers, two for 1,152 inputs; cubic in the inputs of a group.
 
@@ -160,6 +167,8 @@ class _Layer:
         self.bits = bits
         self.block = block
         self.weight = shape.matrix(weight)
+        zeros = self.weight == 0
+        self.kept: Mask | None = ~zeros if zeros.mean() >= _PRUNED else None
         self.has_bias = operands.bias is not None
         self.shared = operands.axis is None
         self.width = block * shape.kernel if block else shape.columns
@@ -170,6 +179,7 @@ class _Layer:
         """Return a layer with every `step`-th output of each group; only to judge settings."""
         part = copy(self)
         part.weight = self.weight[:, ::step]
+        part.kept = None if self.kept is None else self.kept[:, ::step]
         part.fixed = None if self.fixed is None else self.fixed[:, ::step]
         part.floor = None if self.floor is None else self.floor[:, ::step]
         return part
@@ -238,10 +248,12 @@ class _Layer:
     def codes(self, target: Stack, summary: Summary, damping: float, nearest: _Codes) -> _Codes:
         """Return the best integers for the real weights `target`."""
         gram = solve.damped(self.moments(summary)[0], damping)
+        if self.kept is not None:  # the same problem, whose minimum now has the zeros
+            target = solve.refit_kept(target, gram, self.kept, target * self.kept)
         grid = self._search(target, np.einsum("gkk->gk", gram)) if self.fixed is None else self.grid(self.fixed)
-        integers = solve.round_columns(target, gram, grid)
+        integers = solve.round_columns(target, gram, grid, kept=self.kept)
         for _ in range(_ALTERNATIONS):
-            integers = solve.coordinate_descent(integers, target, gram, grid)
+            integers = solve.coordinate_descent(integers, target, gram, grid, kept=self.kept)
             if self.fixed is None and not self.shared:
                 grid = solve.rescale(integers, target, gram, grid, floor=self.floor)
         found = _Codes(integers, grid)
