@@ -11,6 +11,7 @@ from tests.pipeline.conftest import FUSED, INT8, latency
 
 from edgewise.measure.latency import ratio
 from edgewise.pipeline.finish import Choice, choose, verdict, why_missed, with_fates
+from edgewise.pipeline.request import Goal
 from edgewise.records.candidate import Candidate, Fuse, HalveWeights, RunOptions
 from edgewise.records.certificate import Certificate
 from edgewise.records.measurements import ColdStart, Energy, PeakMemory
@@ -65,9 +66,8 @@ REFERENCE = rung(UNTOUCHED, 100.0, certificate=None)
 
 
 def job(**goal: Any) -> Any:
-    asked = {"accept_uncertified": False, "max_latency_us": None, "max_size_bytes": None, **goal}
     return SimpleNamespace(
-        request=SimpleNamespace(goal=SimpleNamespace(**asked)), model=SimpleNamespace(facts=SimpleNamespace(macs=1000))
+        request=SimpleNamespace(goal=Goal(**goal)), model=SimpleNamespace(facts=SimpleNamespace(macs=1000))
     )
 
 
@@ -90,6 +90,22 @@ def test_smaller_at_the_same_speed_is_better_than_untouched() -> None:
     assert chosen(rung(HALF, 100.0, size=500)).chosen == 1
     assert chosen(rung(HALF, 100.0, size=950)).chosen == 0
     assert chosen(rung(HALF, 101.0, size=500)).chosen == 0  # shown to be slower: size does not make up for it
+
+
+def test_the_size_that_was_asked_for_is_worth_time_where_the_untouched_model_is_larger() -> None:
+    small = rung(INT8, 140.0, size=300)
+    choice = chosen(small, max_size_bytes=500)
+    assert choice.chosen == 1
+    assert choice.reasons[INT8] == (
+        "its 300 bytes are within `--max-size`, which the untouched model exceeds (1.40 times its time)"
+    )
+    assert verdict(choice).startswith("0.71x as fast (0.71 to 0.71) and 3.33x smaller; ")
+    assert chosen(small, max_size_bytes=1000).chosen == 0  # the untouched model fits
+    assert chosen(small, max_size_bytes=299).chosen == 0  # it does not fit either
+    assert chosen(rung(INT8, 140.0, size=300, certificate=FAILED), max_size_bytes=500).chosen == 0
+    assert chosen(rung(INT8, 0.001, size=300), max_size_bytes=500).chosen == 0  # that time cannot be true
+    # Of several that fit, the fastest that is certified.
+    assert chosen(rung(FUSED, 130.0, size=400), rung(INT8, 110.0, size=450), max_size_bytes=500).chosen == 2
 
 
 def test_the_failed_one_is_chosen_only_if_that_was_asked_for() -> None:

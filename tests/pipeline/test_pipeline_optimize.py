@@ -105,6 +105,24 @@ def test_what_is_smaller_but_slower_is_not_chosen(task: Task, measures: FakeMeas
     assert task.run().run.chosen == 0
 
 
+def test_what_was_asked_to_be_smaller_is_certified_and_chosen_although_it_is_slower(
+    task: Task, measures: FakeMeasures
+) -> None:
+    measures.median_us = {"int8": 130.0, "fp16": 140.0, "fused": 120.0, "w8": 150.0, "w4": 150.0}
+    sizes = {o.candidate.name: o.size_bytes for o in task.run(out=task.folder / "all").run.outcomes}
+    half, whole = sizes["ort fp16-weights"], sizes["ort untouched"]
+    assert half is not None
+    assert whole is not None
+    result = task.run(max_size_bytes=(half + whole) // 2)
+    chosen = result.run.ladder[result.run.chosen]
+    assert result.run.chosen > 0
+    assert chosen.certified
+    assert chosen.size_bytes <= (half + whole) // 2
+    assert result.missed == ""
+    assert result.run.verdict.startswith("0.")
+    check(result)
+
+
 def test_a_gain_beyond_arithmetic_is_refused(task: Task, measures: FakeMeasures) -> None:
     measures.median_us = {"int8": 1.0, "fp16": 110.0, "fused": 105.0}
     result = task.run()

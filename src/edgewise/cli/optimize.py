@@ -38,7 +38,12 @@ from edgewise.report.text import summary
 )
 @options.metric
 @click.option("--max-latency", metavar="TIME", help="Median latency to stay below: `5ms`.")
-@click.option("--max-size", metavar="SIZE", help="Size of the model to stay below: `2MB`.")
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    help="Size of the model to stay below: `2MB`. A model that has it is taken although it is slower, where the one "
+    "that came is larger.",
+)
 @click.option(
     "--budget", metavar="TIME", default="10m", show_default=True, help="Time for everything: `90s`, `10m`, `1h`."
 )

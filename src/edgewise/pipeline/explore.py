@@ -146,7 +146,10 @@ class _Book:
         size = self._size(candidate)
         if goal.max_size_bytes is not None and size > goal.max_size_bytes:
             return f"it has {size / 1e6:.3g} MB, more than `--max-size`"
-        smaller = size < SMALLER * self._size(self._job.untouched[0])
+        untouched = self._size(self._job.untouched[0])
+        if goal.is_reduced_to(size, from_bytes=untouched):
+            return ""  # that it is slower is no reason: the size was asked for
+        smaller = size < SMALLER * untouched
         if timing.speedup.high < 1 and not (smaller and timing.speedup.high > SLOWER_FOR_SIZE):
             return f"it is slower than the untouched model ({timing.speedup.value:.2f}x)"
         return ""

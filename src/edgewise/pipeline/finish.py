@@ -171,9 +171,10 @@ def _layers(job: Job, candidate: Candidate) -> tuple[LayerCost, ...]:
 def choose(job: Job, ladder: Sequence[Rung]) -> Choice:
     """Choose the default: the last rung that is certified and better than the untouched model.
 
-    Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). If there is none, the rung that
-    failed its test is chosen where `--accept-uncertified` says so. Where there were no samples none is certified, and
-    those that stayed within the tolerance are chosen among in the same way.
+    Better is: shown to be faster, or smaller without being slower (`measure/gate.py`). Where a size was asked for and
+    the untouched model is larger, whatever has that size is better: its speed was not the question. If there is none,
+    the rung that failed its test is chosen where `--accept-uncertified` says so. Where there were no samples none is
+    certified, and those that stayed within the tolerance are chosen among in the same way.
     """
     reference = ladder[0]
     reasons: dict[Candidate, str] = {reference.candidate: "it is the model as it came"}
@@ -198,6 +199,8 @@ def _gate(job: Job, reference: Rung, rung: Rung) -> gate.Verdict:
     verdict = gate.faster(rung.speedup, implausible=implausible)
     if verdict.accepted or verdict.suspicious:
         return verdict
+    if job.request.goal.is_reduced_to(rung.size_bytes, from_bytes=reference.size_bytes):
+        return gate.Verdict(accepted=True, suspicious=False, reason=_fits(reference, rung))
     if rung.size_bytes > SMALLER * reference.size_bytes or rung.speedup.high < 1:
         return verdict  # a few bytes are no reason to change a model, and none makes up for a loss of speed
     smaller = gate.smaller(
@@ -207,6 +210,13 @@ def _gate(job: Job, reference: Rung, rung: Rung) -> gate.Verdict:
         implausible=implausible,
     )
     return smaller if smaller.accepted else verdict
+
+
+def _fits(reference: Rung, rung: Rung) -> str:
+    taken = f"{rung.latency.median_us / reference.latency.median_us:.2f} times its time"
+    return (
+        f"its {quantities.size(rung.size_bytes)} are within `--max-size`, which the untouched model exceeds ({taken})"
+    )
 
 
 def _shortfall(rung: Rung) -> str:
@@ -273,7 +283,8 @@ def verdict(choice: Choice) -> str:
     if choice.chosen == 0:
         return f"Nothing that was tried is better than the untouched model: {_why_nothing(choice)}."
     interval = f"({chosen.speedup.low:.2f} to {chosen.speedup.high:.2f})"
-    speed = f"{chosen.speedup.value:.2f}x as fast {interval}" if chosen.speedup.low > 1 else f"As fast {interval}"
+    told_apart = chosen.speedup.low > 1 or chosen.speedup.high < 1
+    speed = f"{chosen.speedup.value:.2f}x as fast {interval}" if told_apart else f"As fast {interval}"
     gain = reference.size_bytes / chosen.size_bytes
     size = f"{gain:.2f}x smaller" if gain >= 1 else f"{1 / gain:.2f}x larger"
     return f"{speed} and {size}; {_proof(chosen)}."

@@ -71,6 +71,10 @@ class Goal(Record, frozen=True, kw_only=True):
     max_size_bytes: int | None = None
     accept_uncertified: bool = False
 
+    def is_reduced_to(self, size_bytes: int, *, from_bytes: int) -> bool:
+        """Whether a size was asked for that a model of `size_bytes` has, and one of `from_bytes` has not."""
+        return self.max_size_bytes is not None and size_bytes <= self.max_size_bytes < from_bytes
+
 
 class Effort(Record, frozen=True, kw_only=True):
     """Where to search and how long.
