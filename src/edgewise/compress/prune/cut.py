@@ -15,11 +15,11 @@ import onnx_ir as ir
 from edgewise.analysis.coupling import Coupling
 from edgewise.compress.nodes import constant
 from edgewise.compress.prune.cut_keep import Kept
-from edgewise.compress.prune.cut_operators import MENDERS, Site
+from edgewise.compress.prune.cut_operators import mend
 from edgewise.errors import ContractError, RecipeError
 from edgewise.formats.shapes import infer_shapes
 from edgewise.passes.contract import check
-from edgewise.passes.rewriting import Edit, all_graphs, all_nodes, is_operator, static_shape
+from edgewise.passes.rewriting import all_graphs, is_operator, static_shape
 from edgewise.records.tensors import Array
 
 
@@ -59,13 +59,9 @@ def cut(model: ir.Model, removed: Mapping[str, Collection[int]], coupling: Coupl
     copy = model.clone()
     before, after = _values(model), _values(copy)
     _check_values(kept, before)
-    edit = Edit(copy)
     for name in kept:
         _shorten(after[name], kept)
-    for old, new in list(zip(all_nodes(model), all_nodes(copy), strict=True)):
-        mender = MENDERS.get(new.op_type)
-        if mender is not None and is_operator(new, new.op_type):
-            mender(Site(old, new, kept, edit))
+    mend(model, copy, kept)
     _remove_unread(copy, model)
     _check_result(model, copy)
     return copy
