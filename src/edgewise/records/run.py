@@ -8,6 +8,7 @@ from edgewise.records.codec import Record
 from edgewise.records.findings import Change, Decline
 from edgewise.records.machine import Machine
 from edgewise.records.measurements import Accuracy, ColdStart, Energy, Latency, LayerCost, PeakMemory, Ratio
+from edgewise.records.pruning import Pruning
 from edgewise.records.quantization import QuantizationNoise
 from edgewise.records.tensors import Port
 
@@ -145,6 +146,7 @@ class Run(Record, frozen=True, kw_only=True):
         verdict: The result in one sentence.
         notes: What the user should know, in full sentences.
         noise: Where quantization noise arises in the default, where that is quantized.
+        pruning: What the default lost by pruning, where it was pruned.
     """
 
     schema: int
@@ -163,3 +165,4 @@ class Run(Record, frozen=True, kw_only=True):
     verdict: str
     notes: tuple[str, ...]
     noise: QuantizationNoise | None = None
+    pruning: Pruning | None = None

@@ -152,6 +152,31 @@ def levels(row: Sequence[Level], axes: tuple[Axis, Axis], frame: Frame) -> str:
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """A number before and after, `0 <= after <= before`, with what it says on hover."""
+
+    before: int
+    after: int
+    tip: str
+
+
+def shrunk(row: Sequence[Shrunk], axes: tuple[Axis, Axis], frame: Frame) -> str:
+    """Return pairs of bars side by side: what there was as an outline, what is left of it filled."""
+    x = Scale(0.0, max(len(row), 1), frame.left, frame.width - frame.right)
+    y = Scale(0.0, max([1, *(one.before for one in row)]), frame.height - frame.bottom, frame.top)
+    marks = [tick for tick in ticks(0, x.high, frame.ticks) if tick == round(tick)]
+    parts = [_grid(x, marks, y, ticks(0.0, y.high, 5), axes=axes, frame=frame)]
+    for index, one in enumerate(row):
+        left, width = x.at(index + 0.1), x.at(index + 0.9) - x.at(index + 0.1)
+        bars = [
+            _rect(left, y.at(number), width, y.start - y.at(number), kind)
+            for number, kind in ((one.before, "before"), (one.after, "part"))
+        ]
+        parts.append(_mark(one.tip, "c0", bars, None))
+    return _svg(parts, frame.width, frame.height)
+
+
+@dataclass(frozen=True)
 class Bins:
     """A histogram: left edge of the first bin, width of each, counts; and the range that is told apart in it."""
 

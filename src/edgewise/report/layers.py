@@ -12,6 +12,7 @@ from edgewise.records.run import Run, Rung
 from edgewise.report import quantities as q
 from edgewise.report.charts import Part, meter, stack
 from edgewise.report.noise import NoiseFigures, noise_figures
+from edgewise.report.pruning import PruningFigures, pruning_figures
 
 TOP: Final = 25
 _OPERATORS: Final = 6
@@ -63,12 +64,14 @@ class LayerSection:
         legend: Class and name of each operator type in the bars.
         missing: Why there is nothing for a rung, where there is nothing.
         noise: The pictures of quantization noise, where it was measured.
+        pruning: The pictures of what the default lost by pruning, where it was pruned.
     """
 
     tables: tuple[LayerTable, ...]
     legend: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     noise: NoiseFigures | None
+    pruning: PruningFigures | None
 
 
 def layer_section(run: Run) -> LayerSection:
@@ -81,6 +84,7 @@ def layer_section(run: Run) -> LayerSection:
         legend=_legend(kinds),
         missing=tuple(f"No layer costs were recorded for {r.candidate.name}." for r in rungs if not r.layers),
         noise=None if run.noise is None else noise_figures(run.noise),
+        pruning=None if run.pruning is None else pruning_figures(run.pruning),
     )
 
 
