@@ -1,81 +1,68 @@
-"""Random small networks of every operator that hands channels on, and what a network is with some of its units zeroed.
+"""Random small networks of every operator that hands channels on.
 
-The generator makes networks of images or of sequences, step by step, each from values that exist already. `zeroed` is
-the definition of what removing units means (see `analysis.coupling.Group`), spelled out as a graph.
+They are of images or of sequences, made step by step, each from values that exist already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Final
+from collections.abc import Collection
 
-import numpy as np
 import onnx_ir as ir
 
-from edgewise.analysis.coupling import Coupling, Group, Reader
-from edgewise.analysis.values import label
-from edgewise.compress.nodes import constant, required
-from edgewise.errors import ContractError
-from edgewise.passes.rewriting import Edit, all_nodes, graph_of
-from edgewise.records.tensors import Array
-
-_RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
-_MOST_CHANNELS: Final = 24
+from edgewise.testing.channel_drawing import ChannelDrawing
+from edgewise.testing.channel_images import IMAGE_STEPS, to_sequence
+from edgewise.testing.channel_sequences import SEQUENCE_STEPS, to_image
 
 
-def zeroed(model: ir.Model, removed: Mapping[str, Collection[int]], coupling: Coupling) -> ir.Model:
-    """Return a copy of `model` in which the units of groups are zero wherever the groups' readers read them.
-
-    A Mul by zeros and ones stands before every operand that is read; the hidden state, which is no operand, is left out
-    of recurrent weights.
+def random_channels(seed: int, *, steps: int = 8, only: Collection[str] | None = None) -> ir.Model:
+    """Return a random network with an image `x` or a sequence `x` in, and a head on all that nothing else reads.
 
     Args:
-        model: The model that `coupling` describes; not changed.
-        removed: The units, by the name of their group.
-        coupling: The groups.
-
-    Raises:
-        ContractError: If a reader does not exist, or the coupling does not say where units lie in what it reads.
+        seed: The same seed gives the same network.
+        steps: Number of steps after the first layer, >= 1.
+        only: Names of the steps to draw from (keys of `IMAGE_STEPS` and `SEQUENCE_STEPS`), or None for all.
     """
-    copy = model.clone()
-    edit = Edit(copy)
-    nodes = {label(node): node for node in all_nodes(copy)}
-    names = {label(node): [None if value is None else value.name for value in node.inputs] for node in all_nodes(copy)}
-    for group in coupling.groups:
-        gone = sorted(removed.get(group.name, ()))
-        for reader in group.readers if gone else ():
-            if reader.node not in nodes:
-                raise ContractError(f"Every reader has to be a node of the model. `{reader.node}` is none.")
-            node = nodes[reader.node]
-            if node.op_type in _RECURRENT and reader.weight == 2:
-                mask = _mask(group, names[reader.node][2], 2, gone)
-                weight = required(node.inputs[2])
-                array = constant(weight)
-                if array is None:
-                    raise ContractError(f"The recurrent weights of `{reader.node}` have to be constant.")
-                node.replace_input_with(2, edit.update(node, weight, array * mask.astype(array.dtype)))
-            else:
-                _multiply(edit, node, reader, _mask(group, names[reader.node][reader.slot], reader.axis, gone))
-    return copy
+    d = ChannelDrawing(seed)
+    names = sorted(set(IMAGE_STEPS) | set(SEQUENCE_STEPS) if only is None else only)
+    images = [IMAGE_STEPS[name] for name in names if name in IMAGE_STEPS]
+    sequences = [SEQUENCE_STEPS[name] for name in names if name in SEQUENCE_STEPS]
+    of_images = bool(images) and (not sequences or d.chance(0.6))
+    if of_images:
+        channels, out = 1 + d.below(4), 4 + d.below(5)
+        source = d.builder.input("x", (d.batch, channels, 4, 4))
+        d.images[d.conv(source, channels, out, kernel=3)] = (out, 4, 4)
+    else:
+        width, out = 2 + d.below(4), 4 + d.below(5)
+        source = d.builder.input("x", (d.batch, 4, width))
+        d.rows[d.linear(source, width, out)] = (4, out)
+    for step in range(steps):
+        if only is None and step == steps // 2:
+            (to_sequence if of_images else to_image)(d)
+        drawn = [*(images if d.images else []), *(sequences if d.rows else [])]
+        drawn[d.below(len(drawn))](d)
+    _heads_of(d)
+    return d.builder.build()
 
 
-def _mask(group: Group, value: str | None, axis: int, gone: list[int]) -> Array:
-    """Return zeros where units that are gone lie along the axis, and ones elsewhere, shape `[dim]`."""
-    for one in group.axes:
-        if one.value == value and one.axis == axis:
-            return ~np.isin(one.units, gone)
-    raise ContractError(f"Group `{group.name}` has to say where its units lie along axis {axis} of `{value}`.")
-
-
-def _multiply(edit: Edit, node: ir.Node, reader: Reader, mask: Array) -> None:
-    value = required(node.inputs[reader.slot])
-    if value.shape is None:
-        raise ContractError(f"The rank of `{value.name}` has to be known.")
-    dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-    shape = [1] * len(value.shape)
-    shape[reader.axis] = len(mask)
-    factors = edit.constant(node, "zeros_and_ones", mask.astype(dtype).reshape(shape))
-    product = edit.node("Mul", [value, factors])
-    product.outputs[0].type, product.outputs[0].shape = value.type, value.shape
-    graph_of(node).insert_before(node, product)
-    node.replace_input_with(reader.slot, product.outputs[0])
+def _heads_of(d: ChannelDrawing) -> None:
+    """Read everything that nothing else reads: by convolutions, by products, or flat."""
+    b, outputs = d.builder, 0
+    read = {name for node in b.graph().node for name in node.input}
+    for name, (channels, height, width) in d.images.items():
+        if name in read:
+            continue
+        kind = d.below(3)
+        if kind == 0:
+            flat = b.node("Flatten", b.node("GlobalAveragePool", name))
+            value = b.node("Gemm", flat, b.weight(3, channels), b.weight(3, fan_in=4), transB=1)
+        elif kind == 1:
+            flat = b.node("Flatten", b.node("Relu", name))
+            value = b.node("Gemm", flat, b.weight(channels * height * width, 3, fan_in=channels * height * width))
+        else:
+            value = d.conv(name, channels, 3)
+        b.output(value, f"y{outputs}", (d.batch, 3, height, width) if kind == 2 else (d.batch, 3))
+        outputs += 1
+    for name, (length, width) in d.rows.items():
+        if name not in read:
+            b.output(d.linear(name, width, 3), f"y{outputs}", (d.batch, length, 3))
+            outputs += 1
