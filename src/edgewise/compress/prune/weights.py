@@ -124,6 +124,17 @@ def saliency(weight: Stack, gram: Stack) -> Stack:
     return np.asarray(weight**2 / inverse[:, None, :], np.float64)
 
 
+def tile_scores(scores: Stack, pattern: Pattern, kernel: int) -> Stack:
+    """Return the scores of what goes as a whole: their sums over blocks, or the scores as they are, reordered.
+
+    Args:
+        scores: One for each entry, shape `[G, R, K]`.
+        pattern: Where zeros may be.
+        kernel: Columns of one input channel.
+    """
+    return _tiles(scores[:, :, _arranged(scores.shape[2], kernel)], pattern)
+
+
 def magnitude_mask(weight: Stack, pattern: Pattern, sparsity: float, *, kernel: int = 1) -> Mask:
     """Return which entries stay where the smallest magnitudes go: what second-order pruning has to beat."""
     order = _arranged(weight.shape[2], kernel)
