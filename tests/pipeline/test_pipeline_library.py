@@ -74,9 +74,11 @@ def test_quantize_refuses_what_cannot_be() -> None:
         edgewise.quantize(conv_net(), [])
     with pytest.raises(DataError, match="Sample 1"):
         edgewise.quantize(conv_net(), [pictures()[0], np.zeros(3, np.float32)])
-    for options in ({"rounding": "up"}, {"extra_time": -0.1}, {"extra_time": float("nan")}):
-        with pytest.raises(RecipeError, match="has to be one of second-order, nearest, and `extra_time`"):
-            edgewise.quantize(conv_net(), pictures(), **options)
+    with pytest.raises(RecipeError, match=r"`rounding` has to be one of second-order, nearest. Received `up`"):
+        edgewise.quantize(conv_net(), pictures(), rounding="up")  # type: ignore[arg-type]
+    for share in (-0.1, float("nan")):
+        with pytest.raises(RecipeError, match="`extra_time` has to be a share of at least 0"):
+            edgewise.quantize(conv_net(), pictures(), extra_time=share)
     b = GraphBuilder("nothing")
     b.output(b.node("Sin", b.input("x", (1, 4))), "y", (1, 4))
     with pytest.raises(RecipeError, match="No node of this model can be quantized"):

@@ -248,7 +248,7 @@ class Workshop:
 
 
 def _decision_key(step: Quantize, backend: str) -> str:
-    return " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}"])
+    return " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}", f"{step.extra_size:g}"])
 
 
 def _is_complete(folder: Path, spec: ArtifactSpec) -> bool:

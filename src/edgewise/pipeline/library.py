@@ -63,6 +63,7 @@ def quantize(
     ranges: RangeMethod = "output",
     rounding: Rounding = "second-order",
     extra_time: float = 0.02,
+    extra_size: float = 0.0,
     backend: str = "ort",
 ) -> ir.Model:
     """Return `model`, fused and quantized, as standard QDQ ONNX.
@@ -83,6 +84,8 @@ def quantize(
         rounding: How weights are rounded.
         extra_time: Share of the quantized model's time that may be spent on keeping those layers in float that do the
             most damage for it.
+        extra_size: Share of the weights' bytes that may be spent, where fewer than 8 bits are asked for, on 8 bits for
+            the layers whose few bits do the most damage.
         backend: Whose kernels decide where 8 bits pay.
 
     Raises:
@@ -97,12 +100,12 @@ def quantize(
         )
     if ranges not in _RANGES:
         raise RecipeError(f"`ranges` has to be one of {', '.join(_RANGES)}. Received `{ranges}`.")
-    if rounding not in get_args(Rounding) or not 0 <= extra_time < math.inf:
-        raise RecipeError(
-            f"`rounding` has to be one of {', '.join(get_args(Rounding))}, and `extra_time` a share of at least 0. "
-            f"Received `{rounding}` and {extra_time:g}."
-        )
-    step = Quantize(scheme=scheme, ranges=ranges, rounding=rounding, extra_time=extra_time)
+    if rounding not in get_args(Rounding):
+        raise RecipeError(f"`rounding` has to be one of {', '.join(get_args(Rounding))}. Received `{rounding}`.")
+    for name, share in (("extra_time", extra_time), ("extra_size", extra_size)):
+        if not 0 <= share < math.inf:
+            raise RecipeError(f"`{name}` has to be a share of at least 0. Received {share:g}.")
+    step = Quantize(scheme=scheme, ranges=ranges, rounding=rounding, extra_time=extra_time, extra_size=extra_size)
     target = registry.get(backend).target()
     check_weights(model)
     fused, _ = fuse(model)

@@ -26,9 +26,10 @@ QUANTIZED: Final = (
 
 SMALL: Final = (
     Quantize(scheme="w8", ranges="output", rounding="second-order"),
+    Quantize(scheme="w4", ranges="output", rounding="second-order", extra_size=0.15),
     Quantize(scheme="w4", ranges="output", rounding="second-order"),
 )
-"""Weights alone: as slow as float, and tried where a size is asked for."""
+"""Weights alone: as slow as float, tried where a size is asked for; once with 8 bits for the layers that need them."""
 
 
 def untouched(threads: int) -> Candidate:
@@ -71,7 +72,9 @@ def _known(available: Sequence[str]) -> list[Precision]:
 def timing_twin(candidate: Candidate) -> Candidate:
     """Return the candidate that takes the same time: neither ranges nor rounding move an instruction."""
     steps = tuple(
-        Quantize(scheme=step.scheme, extra_time=step.extra_time) if isinstance(step, Quantize) else step
+        Quantize(scheme=step.scheme, extra_time=step.extra_time, extra_size=step.extra_size)
+        if isinstance(step, Quantize)
+        else step
         for step in candidate.steps
     )
     return Candidate(steps=steps, backend=candidate.backend, options=candidate.options)

@@ -25,7 +25,7 @@ from edgewise.compress.quantize.apply import apply
 from edgewise.compress.quantize.equalize import equalize
 from edgewise.compress.quantize.output_error import SAMPLES as RANGE_SAMPLES
 from edgewise.compress.quantize.output_error import choose_ranges
-from edgewise.compress.quantize.plan import Plan, keep_float, observed_tensors, plan
+from edgewise.compress.quantize.plan import Plan, keep_float, observed_tensors, plan, widened
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
@@ -37,6 +37,7 @@ from edgewise.errors import RecipeError
 from edgewise.passes.protocol import Findings
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.layer_times import extra_times
+from edgewise.pipeline.widths import worth_more_bits
 from edgewise.records.candidate import Quantize, RangeMethod, RunOptions
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
@@ -104,12 +105,14 @@ class Decision(Record, frozen=True, kw_only=True):
         prepared: For which form of the model it is: as it is, with equalized channels, or with smoothed activations.
         trials: Every way that was measured, against the float model, in order; the last is what was decided.
         kept: Nodes that stay float to do less damage.
+        wide: Weights that have 8 bits to do less damage, though fewer were asked for.
     """
 
     plan: Plan
     prepared: Preparation = "as it is"
     trials: tuple[Sensitivity, ...]
     kept: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
 
     @property
     def noise(self) -> float:
@@ -269,6 +272,8 @@ class Quantizer:
         """
         decision = self._nearest(step.scheme, step.ranges)
         steps = [self._rounded] if step.rounding == "second-order" else []
+        if step.extra_size and Scheme.parse(step.scheme).weight_bits < 8:
+            steps.append(partial(self._widened, step=step))
         if step.extra_time and decision.plan.tensors:
             relieved = partial(self._relieved, extra_time=step.extra_time, options=options or RunOptions())
             steps.insert(0 if Scheme.parse(step.scheme).weight_bits == 8 else len(steps), relieved)
@@ -398,6 +403,26 @@ class Quantizer:
         relieved = replace(self._keeping(whole, kept), trials=whole.trials, kept=tuple(kept))
         return self._better(whole, self._tried(relieved))
 
+    def _widened(self, narrow: Decision, step: Quantize) -> Decision:
+        """Return `narrow` with 8-bit weights where fewer bits do most damage for the bytes, within `extra_size`."""
+        names = list(dict.fromkeys(weight.name for weight in narrow.plan.weights))
+        if not self._affords(len(names) * DAMAGE_SAMPLES, "measuring which weights need more bits"):
+            return narrow
+        source, feeds = self._source(narrow), evenly(self.material.feeds, DAMAGE_SAMPLES)
+
+        def only(name: str) -> Callable[[], ir.Model]:
+            weights = tuple(weight for weight in narrow.plan.weights if weight.name == name)
+            return lambda: apply(source.model, replace(narrow.plan, tensors=(), weights=weights))
+
+        found = sensitivities(source.model, {name: only(name) for name in names}, self._opened, feeds)
+        wide = worth_more_bits(source.model, narrow.plan, self.target, {one.node: one.nsr for one in found}, step)
+        if not wide:
+            return narrow
+        made = widened(source.model, narrow.plan, source.statistics, self.target, wide)
+        better = self._better(narrow, self._tried(replace(narrow, plan=made, wide=wide)))
+        # The layers behind the wider ones made up for noise that is not there any more.
+        return self._rounded(better) if better.wide and step.rounding == "second-order" else better
+
     def _extra_times(self, whole: Decision, options: RunOptions, kept: Sequence[Sequence[str]]) -> list[float]:
         """Return for each set of nodes what keeping it in float costs, as a share of the whole's time."""
         base, feed, times = self.model(whole), self.material.feeds[0], []
@@ -408,7 +433,7 @@ class Quantizer:
 
     def _keeping(self, whole: Decision, names: Sequence[str]) -> Decision:
         made = keep_float(self._source(whole).model, whole.plan, self.target, names)
-        return Decision(plan=made, prepared=whole.prepared, trials=())
+        return replace(whole, plan=made, trials=())
 
     def _damages_of(self, whole: Decision) -> dict[str, float]:
         """Return `damages`, measured once for all recipes that begin with the same plan."""
@@ -442,6 +467,8 @@ def _words(decision: Decision) -> str:
     words += [made.scheme, f"{made.ranges} ranges"]
     if any(weight.integers is not None for weight in made.weights):
         words.append("second-order rounding")
+    if decision.wide:
+        words.append(f"more bits for: {', '.join(decision.wide)}")
     if decision.kept:
         words.append(f"in float: {', '.join(decision.kept)}")
     return ", ".join(words)

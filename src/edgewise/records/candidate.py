@@ -31,12 +31,15 @@ class Quantize(Record, frozen=True, kw_only=True, tag="quantize"):
         rounding: How weights are rounded: `second-order` lets each rounded weight be made up for by those after it.
         extra_time: Share of the 8-bit model's time that may be spent on keeping those layers in float that do the most
             damage for it.
+        extra_size: Share of the bytes of weights with fewer than 8 bits that may be spent on 8 bits for those layers
+            whose few bits do the most damage.
     """
 
     scheme: str = "w8a8"
     ranges: RangeMethod = "mse"
     rounding: Rounding = "nearest"
     extra_time: float = 0.0
+    extra_size: float = 0.0
 
 
 class HalveWeights(Record, frozen=True, kw_only=True, tag="halve-weights"):
@@ -110,4 +113,6 @@ def _quantize_word(step: Quantize) -> str:
         words.append("second-order")
     if step.extra_time:
         words.append(f"mixed{100 * step.extra_time:g}")
+    if step.extra_size:
+        words.append(f"wider{100 * step.extra_size:g}")
     return "-".join(words)

@@ -86,6 +86,8 @@ def _quantized(step: Quantize) -> str:
         details.append(f"{step.rounding} rounding")
     if step.extra_time:
         details.append(f"worst layers in float for {100 * step.extra_time:g} % of the time")
+    if step.extra_size:
+        details.append(f"8 bits where fewer do the most damage, for {100 * step.extra_size:g} % more bytes")
     return f"{what} ({', '.join(details)})" if details else what
 
 

@@ -269,6 +269,48 @@ def keep_float(model: ir.Model, whole: Plan, target: Target, keep: Collection[st
     )
 
 
+def widest_bits(whole: Plan, target: Target) -> int:
+    """Return how many bits the weights of a plan may have at most: 8, or fewer where sums of products saturate."""
+    return target.exact_product_bits if whole.activation_type in {"uint8", "int8"} else 8
+
+
+def widened(model: ir.Model, whole: Plan, statistics: Statistics, target: Target, names: Collection[str]) -> Plan:
+    """Return `whole` with as many bits as there may be, and the nearest integers, for the weights `names`.
+
+    Args:
+        model: The model for which `whole` was made.
+        whole: A plan with fewer bits.
+        statistics: With which it was made.
+        target: For which it was made.
+        names: Weights, by the name of the initializer. Where more bits would be no smaller than floats, those that were
+            planned stay.
+    """
+    bits, wide = widest_bits(whole, target), {}
+    wanted = {weight.node for weight in whole.weights if weight.name in names}
+    if whole.activation_type == "float32":
+        stored, _ = store_weights(model, Scheme(weight_bits=bits), target.stored_weight_bits)
+        items = [item for item in stored if _name(item.node.outputs[0]) in wanted]
+        wide = {_name(item.node.outputs[0]): _stored_weight(item, statistics) for item in items}
+    else:
+        scales = {tensor.name: tensor.scale for tensor in whole.tensors}
+        for node, operands in place(model, target).weighted:
+            if _name(node.outputs[0]) in wanted:
+                made = _weight(node, operands, bits=bits, scales=scales, statistics=statistics)
+                wide[_name(node.outputs[0])] = made
+    notes = tuple(
+        Decline(
+            stage=STAGE,
+            node=label(node),
+            operator=node.op_type,
+            reason=f"its weights have {bits} bits: fewer do more damage here than elsewhere",
+        )
+        for node in model.graph
+        if node.outputs and _name(node.outputs[0]) in wide
+    )
+    weights = tuple(wide.get(weight.node, weight) for weight in whole.weights)
+    return replace(whole, weights=weights, declines=(*whole.declines, *notes))
+
+
 def _weights_alone(
     model: ir.Model, statistics: Statistics, target: Target, scheme: Scheme, keep: Collection[str]
 ) -> Plan:

@@ -70,7 +70,8 @@ def round_weights(model: ir.Model, whole: Plan, open_model: Opener, feeds: Seque
                 declines.append(_decline(layer.node, f"inputs above {LARGEST_INPUT:.2g} have no second moments"))
             rounded[layer.planned.node] = _round(layer, quantized.get(source))
     weights = tuple(rounded.get(weight.node, weight) for weight in whole.weights)
-    return replace(whole, weights=weights, declines=(*whole.declines, *declines))
+    # A plan that is rounded again keeps its reasons once.
+    return replace(whole, weights=weights, declines=tuple(dict.fromkeys((*whole.declines, *declines))))
 
 
 def _layers(model: ir.Model, whole: Plan, declines: list[Decline]) -> Iterator[_Layer]:
