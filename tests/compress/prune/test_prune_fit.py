@@ -97,7 +97,7 @@ def test_the_moments_of_a_layers_own_outputs_need_no_targets() -> None:
     without = filled(x, np.zeros((300, 2, 0))).all()
     assert given_targets is not None
     assert without is not None
-    made = without.of_weight(weight)
+    made = without.of_layer(weight, np.zeros((2, 4)))
     for name in ("mean", "target_mean", "gram", "cross", "energy"):
         np.testing.assert_allclose(getattr(made, name), getattr(given_targets, name), atol=1e-4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -17,16 +18,19 @@ from edgewise.records.tensors import Array
 _LEFT_OUT = "_bias"
 
 
-def with_biases(model: ir.Model, coupling: Coupling) -> tuple[ir.Model, Coupling]:
-    """Return a copy in which every linear layer has a bias that it alone reads, and the coupling with what was added.
+def with_biases(model: ir.Model, coupling: Coupling, groups: Collection[str]) -> tuple[ir.Model, Coupling]:
+    """Return a copy in which linear layers have a bias that they alone read, and the coupling with what was added.
 
-    New biases are zero, so that the function stays. A MatMul gets an Add behind it; its own output keeps its name. See
-    `without_idle_biases` for those that stay zero.
+    New biases are zero, so that the function stays. A MatMul gets an Add behind it if it reads one of `groups`, as an
+    Add takes time where a bias takes none; its own output keeps its name. See `without_idle_biases` for those that stay
+    zero.
 
     Args:
         model: The model; not changed, weights are shared.
         coupling: Its groups.
+        groups: Names of the groups that are going to lose units.
     """
+    readers = {reader.node for group in coupling.groups if group.name in groups for reader in group.readers}
     copy = model.clone()
     work = _Biases(copy, coupling)
     for node in list(copy.graph):
@@ -34,7 +38,7 @@ def with_biases(model: ir.Model, coupling: Coupling) -> tuple[ir.Model, Coupling
         if weight is None or weight.ndim < 2 or weight.dtype != np.float32:
             continue
         if node.op_type == "MatMul":
-            if weight.ndim == 2 and not work.has_add(node):
+            if weight.ndim == 2 and label(node) in readers and not work.has_add(node):
                 work.give_add(node, weight.shape[1])
         else:
             work.give_operand(node, _outputs(node, weight.shape))

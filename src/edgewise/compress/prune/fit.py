@@ -28,7 +28,9 @@ _ROWS: Final = 2048
 
 @dataclass(frozen=True)
 class Summary:
-    """Means and centred second moments of rows, each divided by the number of rows.
+    """Means and second moments of rows about them, each divided by the number of rows.
+
+    Without a bias (`about_zero`) the means are zero, and the moments about zero.
 
     Attributes:
         count: How many rows, >= 1.
@@ -46,16 +48,28 @@ class Summary:
     cross: Stack
     energy: Stack
 
-    def of_weight(self, weight: Stack) -> Summary:
-        """Return the moments with the targets `weight @ x`, shape of `weight` `[G, R, K]`."""
+    def of_layer(self, weight: Stack, bias: Stack) -> Summary:
+        """Return the moments with the targets `weight @ x + bias`, shapes `[G, R, K]` and `[G, R]`."""
         cross = weight @ self.gram
         return Summary(
             count=self.count,
             mean=self.mean,
-            target_mean=np.einsum("grk,gk->gr", weight, self.mean),
+            target_mean=np.einsum("grk,gk->gr", weight, self.mean) + bias,
             gram=self.gram,
             cross=cross,
             energy=np.einsum("grk,grk->gr", cross, weight),
+        )
+
+    def about_zero(self) -> Summary:
+        """Return the moments about zero: those of a layer without a bias."""
+        mean, target = self.mean, self.target_mean
+        return Summary(
+            count=self.count,
+            mean=np.zeros_like(mean),
+            target_mean=np.zeros_like(target),
+            gram=self.gram + mean[:, :, None] * mean[:, None, :],
+            cross=self.cross + target[:, :, None] * mean[:, None, :],
+            energy=self.energy + target**2,
         )
 
     def error(self, weight: Stack) -> Stack:
@@ -84,14 +98,22 @@ class Moments:
     Args:
         groups: Groups G of the layer.
         columns: Inputs K of each.
-        outputs: Outputs R of each; 0 where the targets are going to be the layer's own outputs (`Summary.of_weight`).
+        outputs: Outputs R of each.
+        own: Matrix and bias of the layer if what it should give is what they make of the same inputs: targets are then
+            not added, and nothing is kept of them.
+
+        has_bias: Whether the layer has a bias that may change; without one, the moments are about zero.
 
     Attributes:
         samples: How many samples were added.
     """
 
-    def __init__(self, groups: int, columns: int, outputs: int) -> None:
+    def __init__(
+        self, groups: int, columns: int, outputs: int, *, has_bias: bool = True, own: tuple[Stack, Stack] | None = None
+    ) -> None:
         self.samples = 0
+        self._has_bias, self._own = has_bias, own
+        outputs = outputs if own is None else 0
         self._shape = (groups, columns, outputs)
         self._parts = (_Sums(groups, columns, outputs), _Sums(groups, columns, outputs))
         self._shift: tuple[Array, Array] | None = None
@@ -101,12 +123,12 @@ class Moments:
         """How many rows were added."""
         return sum(part.count for part in self._parts)
 
-    def add(self, inputs: Array, targets: Array, *, sample: int) -> None:
+    def add(self, inputs: Array, targets: Array | None = None, *, sample: int) -> None:
         """Add the rows of one sample.
 
         Args:
             inputs: What the layer gets, shape `[P, G, K]`, float32.
-            targets: What it should give, shape `[P, G, R]`.
+            targets: What it should give, shape `[P, G, R]`; None where that is its own output.
             sample: Number of the sample, from 0: every fifth is held out.
 
         Raises:
@@ -114,6 +136,7 @@ class Moments:
             DataError: If a row holds NaN or infinities.
         """
         groups, columns, outputs = self._shape
+        targets = np.zeros((len(inputs), groups, 0), np.float32) if targets is None else targets
         expected = (len(inputs), groups, columns), (len(inputs), groups, outputs)
         if (inputs.shape, targets.shape) != expected:
             raise ContractError(
@@ -148,7 +171,10 @@ class Moments:
         part.flush()
         if not part.count or self._shift is None:
             return None
-        return part.summary(*self._shift)
+        summary = part.summary(*self._shift)
+        if self._own is not None:
+            summary = summary.of_layer(*self._own)
+        return summary if self._has_bias else summary.about_zero()
 
 
 class _Sums:

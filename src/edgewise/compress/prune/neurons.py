@@ -21,6 +21,8 @@ RIDGE: Final = 1e-3
 FREE: Final = 1e-4
 """Share of the readers' energy below which a loss is one of rounding and of the ridge: the units depend on others."""
 
+_TINY: Final = float(np.finfo(np.float64).tiny)
+
 _STEPS: Final = 512
 """Groups of more units lose several in one step, so that there are at most so many steps."""
 
@@ -38,6 +40,19 @@ class Read:
     weight: Stack
     summary: Summary
     units: Units
+
+
+@dataclass(frozen=True, eq=False)
+class Energy:
+    """What a reader sums over units that nothing can make up for: both operands are activations, or it is not known.
+
+    Attributes:
+        gram: Mean product of what each two units add to the sum, shape `[n, n]`. Of `q k^T` with `q_i` and `k_j` that
+            is the sum of `(q_id q_ie) (k_jd k_je)` over all places i and j; losing the units U costs the sum over
+            U x U.
+    """
+
+    gram: Stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +84,7 @@ class Elimination:
         return int(np.searchsorted(self.errors[1:], FREE, side="right"))
 
 
-def eliminate(reads: Sequence[Read], size: int, *, least: int = 1, ridge: float = RIDGE) -> Elimination:
+def eliminate(reads: Sequence[Read | Energy], size: int, *, least: int = 1, ridge: float = RIDGE) -> Elimination:
     """Return in which order units go: always the one whose loss costs the readers least, all others having adapted.
 
     For a reader with the best matrix `V = C S^-1` and `H = S^-1`, both over the columns that are left, losing the
@@ -86,7 +101,12 @@ def eliminate(reads: Sequence[Read], size: int, *, least: int = 1, ridge: float 
     Source: Hassibi and Stork 1993, "Optimal Brain Surgeon", eq. 5; for groups of columns: Kurtic et al. 2022, "The
     Optimal BERT Surgeon", eq. 4, and Frantar and Alistarh 2022, "Optimal Brain Compression", section 4 (the downdates).
     """
-    states = [_State(read, group, size, ridge) for read in reads for group in range(len(read.weight))]
+    states: list[_State | _Sum] = []
+    for read in reads:
+        if isinstance(read, Energy):
+            states.append(_Sum(read))
+        else:
+            states.extend(_State(read, group, size, ridge) for group in range(len(read.weight)))
     left = np.ones(size, bool)
     order: list[int] = []
     errors = [0.0]
@@ -111,7 +131,7 @@ class _State:
     def __init__(self, read: Read, group: int, size: int, ridge: float) -> None:
         summary, weight, units = read.summary, read.weight[group], read.units[group]
         # The energy of all groups: outputs count alike, whichever group makes them.
-        self.energy = max(float(summary.energy.sum()), float(np.finfo(np.float64).tiny))
+        self.energy = max(float(summary.energy.sum()), _TINY)
         gram = summary.gram[group]
         level = float(np.trace(gram)) / len(gram)
         counts = np.bincount(units[units >= 0], minlength=size)
@@ -157,6 +177,24 @@ class _State:
         self.inverse[:, columns] = 0.0
         self.inverse[columns, columns] = 1.0
         return cost / self.energy
+
+
+class _Sum:
+    """A sum over units while they go: the loss of U is the sum of the Gram matrix over U x U."""
+
+    def __init__(self, read: Energy) -> None:
+        self.gram = read.gram / max(float(read.gram.sum()), float(np.trace(read.gram)), _TINY)
+        self.gone = np.zeros(len(read.gram))
+
+    def costs(self) -> npt.NDArray[np.float64]:
+        """Return what each unit costs now, shape `[n]`; what is negative makes up for others that went before."""
+        return np.asarray(np.diagonal(self.gram) + 2.0 * (self.gram @ self.gone), np.float64)
+
+    def remove(self, unit: int) -> float:
+        """Remove a unit and return what it costs."""
+        cost = float(self.costs()[unit])
+        self.gone[unit] = 1.0
+        return cost
 
 
 def _inverse(gram: npt.NDArray[np.float64], added: float) -> tuple[npt.NDArray[np.float64], float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,15 +12,16 @@ import onnx_ir as ir
 
 from edgewise.analysis.coupling import Coupling, Group
 from edgewise.analysis.values import label, with_inferred_shapes
-from edgewise.compress.nodes import constant, required
+from edgewise.compress.nodes import constant
 from edgewise.compress.prune.biases import with_biases, without_idle_biases
 from edgewise.compress.prune.cut import cut
-from edgewise.compress.prune.fit import Fit, Moments, fit
+from edgewise.compress.prune.fit import SAMPLES_PER_COLUMN, Fit, Mask, Moments, fit
 from edgewise.compress.prune.linear_layers import Layer, layers
-from edgewise.compress.prune.neurons import Elimination, Read, Units, eliminate
+from edgewise.compress.prune.neurons import Energy, Read, eliminate
+from edgewise.compress.prune.readers import column_units, seen
 from edgewise.compress.prune.replay import Replay
 from edgewise.compress.runner import Opener
-from edgewise.errors import RecipeError
+from edgewise.errors import DataError, RecipeError
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Array, Feeds
 
@@ -36,7 +37,7 @@ class Pruned:
         removed: For each group the units that are gone.
         declines: What could not be made up for, and layers with too few samples.
         errors: For each group the largest relative error of one of its readers after compensation, on rows held out:
-            mean square of what is missing of its outputs, divided by their variance.
+            mean square of what is missing of its outputs, divided by their variance. 0 where no reader is fitted.
     """
 
     model: ir.Model
@@ -54,29 +55,44 @@ def prune_neurons(
 ) -> Pruned:
     """Return `model` with fewer units in each group of `widths`.
 
+    Groups that one place reads are chosen by what their readers really get, groups that many places read by what these
+    get in the float model. Every linear layer from the first reader on is fitted to the float model's outputs on the
+    inputs that it really gets; where its output joins a shortcut, to the float model's sum less the shortcut as it is
+    now.
+
     Args:
-        model: The float model; not changed.
+        model: The float model, its nodes in topological order and its batch normalizations folded; not changed.
         coupling: Its groups.
         widths: How many units are left, by the name of the group.
         open_model: Opens the models that are run: parts of `model`, float and pruned so far.
-        feeds: Unlabelled samples.
+        feeds: Unlabelled samples. Each is run through both models once, part by part, and once more through the float
+            model where a group has readers in many places.
 
     Raises:
         RecipeError: If a width names no group, or does not lie within its size.
+        DataError: If there is no sample, or if one makes NaN or infinities.
     """
-    _check(coupling, widths)
-    prepared, coupled = with_biases(with_inferred_shapes(model), coupling)
-    groups = {group.name: group for group in coupled.groups if widths.get(group.name, group.size) < group.size}
+    check_widths(coupling, widths)
+    narrower = {group.name for group in coupling.groups if widths.get(group.name, group.size) < group.size}
+    if not narrower:
+        return Pruned(model.clone(), {}, (), {})
+    if not feeds:
+        raise DataError("Pruning needs at least one sample, but there is none.", hint="Give more samples.")
+    prepared, coupled = with_biases(with_inferred_shapes(model), coupling, narrower)
+    groups = {group.name: group for group in coupled.groups if group.name in narrower}
     work = _Sweep(prepared, groups, widths, open_model, feeds)
     work.run()
-    now = work.now
-    removed = {name: tuple(sorted(units)) for name, units in work.removed.items()}
-    result = cut(now, removed, coupled)
+    result = cut(work.now, work.removed, coupled)
     without_idle_biases(result, model)
-    return Pruned(result, removed, tuple(work.declines), work.errors)
+    return Pruned(result, work.removed, tuple(work.declines), work.errors)
 
 
-def _check(coupling: Coupling, widths: Mapping[str, int]) -> None:
+def check_widths(coupling: Coupling, widths: Mapping[str, int]) -> None:
+    """Check that widths name groups and lie within their sizes.
+
+    Raises:
+        RecipeError: If one does not.
+    """
     sizes = {group.name: group.size for group in coupling.groups}
     for name, width in widths.items():
         if name not in sizes:
@@ -85,9 +101,8 @@ def _check(coupling: Coupling, widths: Mapping[str, int]) -> None:
                 hint="`edgewise inspect` lists the groups of a model, and what is pinned and why.",
             )
         if not 1 <= width <= sizes[name]:
-            raise RecipeError(
-                f"Of the {sizes[name]} units of `{name}`, 1 to {sizes[name]} can be left. Received {width}."
-            )
+            size = sizes[name]
+            raise RecipeError(f"Of the {size} units of `{name}`, 1 to {size} can be left. Received {width}.")
 
 
 class _Sweep:
@@ -106,37 +121,38 @@ class _Sweep:
         self.open_model, self.feeds = open_model, feeds
         self.removed: dict[str, tuple[int, ...]] = {}
         self.declines: list[Decline] = []
-        self.errors: dict[str, float] = {}
+        self.errors = dict.fromkeys(groups, 0.0)
+        self.cleared: list[Group] = []
         found = list(layers(self.now))
         self.layers = [layer for layer in found if isinstance(layer, Layer)]
-        self.places = {label(node): index for index, node in enumerate(model.graph)}
+        self.declines.extend(unfitted(groups.values(), found))
 
     def run(self) -> None:
         """Choose, compensate and write, from the first layer that loses something to the last."""
         stops = [list(stop) for _, stop in itertools.groupby(self.layers, key=lambda layer: layer.source)]
-        readers = {reader.node for group in self.groups.values() for reader in group.readers}
-        first = next((index for index, stop in enumerate(stops) if any(x.name in readers for x in stop)), len(stops))
-        stops = stops[first:]
         local = self._local(stops)
         self._choose_in_front([group for name, group in self.groups.items() if name not in local])
-        wanted = [[layer.target for layer in stop] for stop in stops]
-        made = {value.name: index for index, node in enumerate(self.model.graph) for value in node.outputs}
-        needed = [min(made[name] for name in names) for names in wanted]
+        changed = self._first_change(stops)
+        stops, local = stops[changed:], {name: place - changed for name, place in local.items()}
+        made = {str(value.name): index for index, node in enumerate(self.model.graph) for value in node.outputs}
+        needed = [min(made.get(layer.target, 0) for layer in stop) for stop in stops]
         teacher = Replay(self.model, self.open_model, self.feeds)
         student = Replay(self.now, self.open_model, self.feeds)
         for index, stop in enumerate(stops):
-            moments = [Moments(x.unfolding.groups, x.unfolding.columns, x.outputs) for x in stop]
+            moments = [layer.moments() for layer in stop]
+            # The first node that a later stop needs has to be run again, so that what it makes can be seen.
             place = min(needed[index + 1 :], default=len(made))
-            sources = {name for x in stop for name in (x.source, x.shortcut) if name}
-            teacher_run = teacher.run(wanted[index], place)
-            student_run = student.run(sources, stop[0].index)
-            for sample, (targets, inputs) in enumerate(zip(teacher_run, student_run, strict=True)):
-                for layer, seen in zip(stop, moments, strict=True):
-                    self._add(layer, seen, targets, inputs, sample)
-            self._settle(stop, moments, [self.groups[name] for name, at in local.items() if at == index])
+            wanted = teacher.run([layer.target for layer in stop], place)
+            sources = [name for layer in stop for name in (layer.source, layer.shortcut) if name]
+            for sample, (targets, inputs) in enumerate(zip(wanted, student.run(sources, stop[0].index), strict=True)):
+                for layer, gathered in zip(stop, moments, strict=True):
+                    self._add(layer, gathered, targets, inputs, sample)
+            self._choose([self.groups[name] for name, at in local.items() if at == index], stop, moments)
+            for layer, gathered in zip(stop, moments, strict=True):
+                self._fit(layer, gathered)
 
     def _local(self, stops: Sequence[Sequence[Layer]]) -> dict[str, int]:
-        """Return the groups whose readers all lie in one stop, and which."""
+        """Return the groups whose readers are all fitted in one stop, and in which."""
         where = {layer.name: index for index, stop in enumerate(stops) for layer in stop}
         result = {}
         for name, group in self.groups.items():
@@ -145,96 +161,114 @@ class _Sweep:
                 result[name] = place
         return result
 
+    def _first_change(self, stops: Sequence[Sequence[Layer]]) -> int:
+        """Return the first stop that loses columns, or that lies behind units that are gone already."""
+        readers = {reader.node for group in self.groups.values() for reader in group.readers}
+        nodes = [label(node) for node in self.now.graph]
+        first = min(index for index, name in enumerate(nodes) if name in readers)
+        return next((at for at, stop in enumerate(stops) if stop[-1].index >= first), len(stops))
+
     def _choose_in_front(self, groups: Sequence[Group]) -> None:
         """Choose the units of groups with readers in many places, by the inputs of the float model."""
         if not groups:
             return
-        for name, elimination in eliminations(self.model, groups, self.open_model, self.feeds).items():
-            self.removed[name] = elimination.removed(self.widths[name])
+        for one in seen(self.model, groups, self.open_model, self.feeds):
+            name, size = one.group.name, one.group.size
+            self.removed[name] = eliminate(one.reads, size, least=self.widths[name]).removed(self.widths[name])
+            if any(isinstance(read, Energy) for read in one.reads):
+                self.cleared.append(one.group)
+                _clear_makers(self.now, one.group, self.removed[name])
 
     def _add(
         self, layer: Layer, moments: Moments, targets: Mapping[str, Array], inputs: Mapping[str, Array], sample: int
     ) -> None:
-        x = inputs[layer.source]
-        chosen = layer.chosen(x.shape, len(self.feeds), sample)
+        rows, chosen = layer.rows(inputs[layer.source], len(self.feeds), sample)
         wanted = layer.targets(targets[layer.target], chosen)
         if layer.shortcut is not None:
             wanted = wanted - layer.targets(inputs[layer.shortcut], chosen)
-        moments.add(layer.unfolding.rows(x, chosen), wanted, sample=sample)
+        moments.add(rows, wanted, sample=sample)
 
-    def _settle(self, stop: Sequence[Layer], moments: Sequence[Moments], groups: Iterable[Group]) -> None:
-        """Choose the units that only this stop reads, and fit its layers."""
+    def _choose(self, groups: Iterable[Group], stop: Sequence[Layer], moments: Sequence[Moments]) -> None:
+        """Choose the units that this stop alone reads."""
         for group in groups:
             reads = []
-            for layer, seen in zip(stop, moments, strict=True):
-                units, summary = column_units(layer, group), seen.all()
+            for layer, gathered in zip(stop, moments, strict=True):
+                units, summary = column_units(layer, group), gathered.all()
                 if units is not None and summary is not None:
                     reads.append(Read(layer.weight, summary, units))
-            order = eliminate(reads, group.size, least=self.widths[group.name])
-            self.removed[group.name] = order.removed(self.widths[group.name])
-        for layer, seen in zip(stop, moments, strict=True):
-            kept = np.ones((layer.unfolding.groups, layer.unfolding.columns), bool)
-            losing = []
-            for name, gone in self.removed.items():
-                units = column_units(layer, self.groups[name])
-                if units is not None:
-                    kept &= ~np.isin(units, gone)
-                    losing.append(name)
-            fitted = fit(layer.weight, seen, kept)
+            width = self.widths[group.name]
+            self.removed[group.name] = eliminate(reads, group.size, least=width).removed(width)
+
+    def _fit(self, layer: Layer, moments: Moments) -> None:
+        """Fit one layer to what is left of its inputs, and write it."""
+        kept, losing = self._kept(layer)
+        fitted = fit(layer.weight, moments, kept)
+        if losing or fitted.error < fitted.error_before:
             write(self.now, layer, fitted)
-            for name in losing:
-                self.errors[name] = max(self.errors.get(name, 0.0), fitted.error)
+            for group in self.cleared:
+                if layer.name in group.makers:
+                    _clear_makers(self.now, group, self.removed[group.name])
+        for name in losing:
+            self.errors[name] = max(self.errors[name], fitted.error)
+        decline = too_few(layer, moments, kept)
+        if losing and decline is not None:
+            self.declines.append(decline)
+
+    def _kept(self, layer: Layer) -> tuple[Mask, list[str]]:
+        """Return which columns of a layer stay, shape `[G, K]`, and the groups that it loses some of."""
+        kept = np.ones((layer.unfolding.groups, layer.unfolding.columns), bool)
+        losing = []
+        for name, gone in self.removed.items():
+            units = column_units(layer, self.groups[name])
+            if units is not None:
+                kept &= ~np.isin(units, gone)
+                losing.append(name)
+        return kept, losing
 
 
-def eliminations(
-    model: ir.Model, groups: Collection[Group], open_model: Opener, feeds: Sequence[Feeds]
-) -> dict[str, Elimination]:
-    """Return the order in which the units of each group go, by what the float model's inputs of all readers show."""
-    found = {layer.name: layer for layer in layers(model) if isinstance(layer, Layer)}
-    readers = {reader.node for group in groups for reader in group.readers}
-    read = [layer for name, layer in found.items() if name in readers]
-    replay = Replay(model, open_model, feeds)
-    summaries = {}
-    stops = [list(stop) for _, stop in itertools.groupby(read, key=lambda layer: layer.source)]
-    for stop in stops:
-        moments = [Moments(x.unfolding.groups, x.unfolding.columns, 0) for x in stop]
-        for sample, values in enumerate(replay.run([x.source for x in stop], stop[0].index)):
-            for layer, seen in zip(stop, moments, strict=True):
-                chosen = layer.chosen(values[layer.source].shape, len(feeds), sample)
-                rows = layer.unfolding.rows(values[layer.source], chosen)
-                seen.add(rows, np.zeros((*rows.shape[:2], 0), np.float32), sample=sample)
-        for layer, seen in zip(stop, moments, strict=True):
-            summary = seen.all()
-            if summary is not None:
-                summaries[layer.name] = summary.of_weight(layer.weight)
-    result = {}
+def unfitted(groups: Iterable[Group], found: Sequence[Layer | tuple[ir.Node, str]]) -> list[Decline]:
+    """Return the readers of groups that cannot make up for units that go, each with the reason."""
+    fitted = {layer.name for layer in found if isinstance(layer, Layer)}
+    reasons = {label(node): (node, why) for node, why in (pair for pair in found if not isinstance(pair, Layer))}
+    declines = {}
     for group in groups:
-        reads = []
         for reader in group.readers:
-            if reader.node in summaries and reader.weight == 1:
-                units = column_units(found[reader.node], group)
-                if units is not None:
-                    reads.append(Read(found[reader.node].weight, summaries[reader.node], units))
-        result[group.name] = eliminate(reads, group.size)
-    return result
+            if reader.node in fitted and reader.weight == 1 and reader.slot == 0:
+                continue
+            node, why = reasons.get(reader.node, (None, "it has no weights that could"))
+            reason = f"it does not make up for units of `{group.name}` that go: {why}"
+            operator = "" if node is None else node.op_type
+            declines[reason] = Decline(stage=STAGE, node=reader.node, operator=operator, reason=reason)
+    return list(declines.values())
 
 
-def column_units(layer: Layer, group: Group) -> Units | None:
-    """Return the unit of each column of `layer`, -1 where it has none, shape `[G, K]`; None if it reads none."""
-    reader = next((reader for reader in group.readers if reader.node == layer.name), None)
-    if reader is None:
+def too_few(layer: Layer, moments: Moments, kept: Mask) -> Decline | None:
+    """Return a warning if a layer was fitted to too few rows for its width."""
+    columns = int(kept.sum(axis=1).max())
+    needed = int(np.ceil(SAMPLES_PER_COLUMN * columns))
+    if moments.count >= needed:
         return None
-    units = next(axis.units for axis in group.axes if (axis.value, axis.axis) == (layer.source, reader.axis))
-    unfolding = layer.unfolding
-    return np.repeat(units.reshape(unfolding.groups, -1), unfolding.kernel, axis=1)
+    a_sample = max(1.0, moments.count / max(moments.samples, 1))
+    reason = (
+        f"it was fitted to {moments.count} rows, and its {columns} inputs need {needed}, that is "
+        f"{int(np.ceil(needed / a_sample))} samples: a larger ridge keeps it near its old weights"
+    )
+    return Decline(stage=STAGE, node=layer.name, operator=layer.node.op_type, reason=reason)
 
 
 def write(model: ir.Model, layer: Layer, fitted: Fit) -> None:
     """Write a fitted layer into the model that it belongs to, in place."""
-    weight = required(layer.node.inputs[1])
-    weight.const_value = ir.tensor(layer.unfolding.restore(fitted.weight).astype(np.float32), name=weight.name)
-    if layer.bias is not None:
-        bias = model.graph.initializers[layer.bias]
-        old = constant(bias)
-        shape = fitted.bias.shape if old is None else old.shape
-        bias.const_value = ir.tensor(fitted.bias.reshape(shape).astype(np.float32), name=bias.name)
+    for name, values in layer.constants(model, fitted).items():
+        model.graph.initializers[name].const_value = ir.tensor(values, name=name)
+
+
+def _clear_makers(model: ir.Model, group: Group, gone: Sequence[int]) -> None:
+    """Set units to zero where they are made, in place: a reader without weights cannot leave them out."""
+    for axis in group.axes:
+        value = model.graph.initializers.get(axis.value)
+        old = constant(value)
+        if value is None or old is None or old.dtype.kind != "f":
+            continue
+        new = old.copy()
+        new.swapaxes(0, axis.axis)[np.isin(axis.units, gone)] = 0.0
+        value.const_value = ir.tensor(new, name=value.name)
