@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgewise.compress.gram import Moments
 from edgewise.compress.nodes import constant
-from edgewise.compress.prune import weight_sequence
 from edgewise.compress.prune.weight_sequence import PrunedWeights, prune_weights
 from edgewise.compress.prune.weights import Blocks, KeptOfEvery, Pattern, Unstructured
 from edgewise.compress.runner import Opener
@@ -36,7 +37,8 @@ def net(seed: int = 3) -> ir.Model:
     draw = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Array:
-        return (draw.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))).astype(np.float32)
+        made: Array = (draw.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))).astype(np.float32)
+        return made
 
     b = GraphBuilder("mixed")
     b.input("x", [1, 8, 8, 8])
@@ -123,13 +125,13 @@ def test_every_pattern_gives_a_model_that_runs(pattern: Pattern, ort_run: MakeRu
 
 def test_each_layer_sees_what_the_pruned_ones_before_it_make(ort_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    add = weight_sequence.Moments.add
+    add = Moments.add
 
-    def spy(self: weight_sequence.Moments, x: Array, x_hat: Array, *, sample: int) -> None:
+    def spy(self: Moments, x: Array, x_hat: Array, *, sample: int) -> None:
         seen.append(not np.array_equal(x, x_hat))
         add(self, x, x_hat, sample=sample)
 
-    monkeypatch.setattr(weight_sequence.Moments, "add", spy)
+    monkeypatch.setattr(Moments, "add", spy)
     found = prune_weights(net(), 0.5, Unstructured(), opener(ort_run), samples(4))
     # One pass over the float model for all five layers; then the first sees the input itself, and the others do not.
     assert seen == [False] * 4 * 5 + [False] * 4 + [True] * 4 * (len(found.layers) - 1)
