@@ -140,7 +140,7 @@ def _measure(case: Case, model: Mapping[str, Any], place: Place) -> list[Row]:
     print(f"{case.name} ...", file=sys.stderr, flush=True)
     zoo, folder = place.zoo, place.folder
     settings = folder / "settings.toml"
-    settings.write_text(_settings(model.get("preprocessing", {})), encoding="utf-8")
+    settings.write_text(settings_text(model.get("preprocessing", {})), encoding="utf-8")
     data = case.samples or str(zoo / model["data"])
     out = folder / "out"
     command = [sys.executable, "-m", "edgewise", "optimize", str(zoo / model["path"]), "--data", data]
@@ -170,7 +170,7 @@ def _measure(case: Case, model: Mapping[str, Any], place: Place) -> list[Row]:
     return rows
 
 
-def _settings(preprocessing: Mapping[str, Any]) -> str:
+def settings_text(preprocessing: Mapping[str, Any]) -> str:
     """Return the pre-processing of `zoo.toml` as edgewise reads it."""
     lines = ["[preprocessing]"]
     for name, value in preprocessing.items():

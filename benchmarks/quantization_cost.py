@@ -61,7 +61,7 @@ def speed(zoo: Path, names: Sequence[str] | None, *, command: str, left_out: lis
             print(f"{name}: speed in {backend} ...", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="edgewise-speed-") as folder:
                 made = _candidates(subject, samples, backend, Path(folder), left_out)
-                latencies = _in_turns(made, feeds, Path(folder), left_out)
+                latencies = in_turns(made, feeds, Path(folder), left_out)
                 rows += speed_rows(f"{name} in {backend}", ours(backend), latencies, f"{command} --only {name}")
     return rows
 
@@ -93,16 +93,25 @@ def _candidates(
     return made
 
 
-def _in_turns(
-    made: Mapping[str, Artifact], feeds: Sequence[Feeds], folder: Path, left_out: list[str]
+def in_turns(
+    made: Mapping[str, Artifact], feeds: Sequence[Feeds], folder: Path, left_out: list[str], *, seconds: float = SECONDS
 ) -> dict[str, Latency]:
+    """Return the latencies of models that take turns, by name.
+
+    Args:
+        made: The models.
+        feeds: Samples that each of them runs on in rotation.
+        folder: Where they are written.
+        left_out: Gets a sentence for each that fails.
+        seconds: Time of the comparison.
+    """
     entries = []
     for name, artifact in made.items():
         home = folder / re.sub(r"\W+", "-", name)
         artifact.write(home)
         entries.append(Entry(name, home, artifact.spec))
     found = {}
-    for entry, result in zip(entries, measure_group(entries, feeds, budget_s=SECONDS), strict=True):
+    for entry, result in zip(entries, measure_group(entries, feeds, budget_s=seconds), strict=True):
         if isinstance(result, Latency):
             found[entry.name] = result
         else:

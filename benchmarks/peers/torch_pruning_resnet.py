@@ -57,9 +57,6 @@ GRADIENT_SAMPLES: Final = 256
 SELECT_SAMPLES: Final = 500
 """Samples on which variants are told apart."""
 
-PADDING: Final = 4
-"""Pixels of random shift, as the model was trained with (He et al. 2016, section 4.2)."""
-
 
 class Block(nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
     """Two 3x3 convolutions and a shortcut without weights (option A), which is written as a convolution."""
@@ -298,37 +295,41 @@ def chosen(teacher: Any, x: Any, macs: int, criteria: Sequence[str]) -> tuple[An
     return models[min(found, key=lambda name: found[name])], found
 
 
-def shifted(x: Any, generator: Any) -> Any:
-    """Return pictures `[N, 3, 32, 32]` shifted by up to `PADDING` pixels, every other one mirrored."""
-    if torch.rand(1, generator=generator) < 0.5:
-        x = x.flip(3)
-    padded = functional.pad(x, (PADDING,) * 4)
-    top, left = torch.randint(2 * PADDING + 1, (2,), generator=generator).tolist()
-    return padded[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+def answered(teacher: Any, x: Any) -> Any:
+    """Return the teacher's logits `[2, N, 10]` on all pictures and their mirror images."""
+    with torch.no_grad():
+        return torch.stack([torch.cat([teacher(part) for part in way.split(BATCH)]) for way in (x, x.flip(3))])
 
 
 def distil(teacher: Any, model: Any, x: Any, seconds: float) -> int:
     """Train a model on the teacher's softened answers (Hinton et al. 2015) for a time; return the steps.
 
-    The rate falls along a half cosine over the time (Loshchilov and Hutter 2017, equation 5).
+    Time is short, so that the teacher answers once for every picture and its mirror image, and nothing else is made of
+    them; pictures lie channels last, and the products are bfloat16 where the processor has them: together 3 times as
+    many steps. The rate falls along a half cosine over the time (Loshchilov and Hutter 2017, equation 5).
     """
+    began, steps = time.monotonic(), 0
+    logits = answered(teacher, x)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    began, steps = time.monotonic(), 0
-    model.train()
+    short = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public question for it
+    model.train().to(memory_format=torch.channels_last)
     while (done := (time.monotonic() - began) / seconds) < 1:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * done)) / 2
-        part = shifted(x[torch.randint(len(x), (BATCH,), generator=generator)], generator)
-        with torch.no_grad():
-            wanted = functional.log_softmax(teacher(part) / TEMPERATURE, 1)
-        answers = functional.log_softmax(model(part) / TEMPERATURE, 1)
+        chosen_ones = torch.randint(len(x), (BATCH,), generator=generator)
+        mirrored = int(torch.randint(2, (1,), generator=generator))
+        part = x[chosen_ones].flip(3) if mirrored else x[chosen_ones]
+        with torch.autocast("cpu", torch.bfloat16, enabled=short):
+            found = model(part.contiguous(memory_format=torch.channels_last))
+        wanted = functional.log_softmax(logits[mirrored, chosen_ones] / TEMPERATURE, 1)
+        answers = functional.log_softmax(found.float() / TEMPERATURE, 1)
         loss = TEMPERATURE**2 * functional.kl_div(answers, wanted, log_target=True, reduction="batchmean")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         steps += 1
-    model.eval()
+    model.eval().to(memory_format=torch.contiguous_format)
     return steps
 
 
