@@ -9,15 +9,16 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from edgewise.analysis.coupling import Axis, Coupling, Group
 from edgewise.compress.nodes import constant
 from edgewise.compress.prune.cut import Width, cut, widths
 from edgewise.errors import ContractError, RecipeError
 from edgewise.passes.contract import interface, signature
-from edgewise.records.tensors import Outputs
+from edgewise.records.tensors import Array, Outputs
 from edgewise.testing.graphs import GraphBuilder, random_feeds
+from edgewise.testing.pass_kit import run_reference
 
 
 def axis(value: str, number: int, units: Sequence[int]) -> Axis:
@@ -477,3 +478,131 @@ def test_groups_that_are_normalized_together_go_together() -> None:
     assert node(after, "op").attributes.get_int("num_groups") == 2
     with pytest.raises(ContractError, match="of which some go and some stay"):
         cut(model, {"g": [1]}, coupling(6, *(axis(n, k, range(6)) for n, k in names)))
+
+
+def test_depthwise_transposed_convolutions() -> None:
+    b = GraphBuilder("up")
+    b.node("Conv", b.input("x", (1, 2, 3, 3)), b.weight(4, 2, 1, 1, name="a"), name="make")
+    b.node("ConvTranspose", "make_out", b.weight(4, 2, 2, 2, name="d"), name="op", group=4, strides=[2, 2])
+    read_conv(b, "op_out", 8, 6)
+    wide = [0, 0, 1, 1, 2, 2, 3, 3]
+    rest = [axis("d", 0, range(4)), axis("op_out", 1, wide), axis("c_y", 1, wide)]
+    groups = coupling(4, axis("a", 0, range(4)), axis("make_out", 1, range(4)), *rest)
+    after = agrees(b.build(), {"g": [1, 2]}, groups)
+    assert node(after, "op").attributes.get_int("group") == 2
+
+
+def test_groups_that_would_be_uneven() -> None:
+    b = GraphBuilder("uneven")
+    b.node("Conv", b.input("x", (1, 2, 3, 3)), b.weight(4, 2, 1, 1, name="a"), name="make")
+    b.node("Conv", "make_out", b.weight(4, 2, 1, 1, name="d"), name="op", group=2)
+    read_conv(b, "op_out", 4, 3)
+    groups = coupling(4, axis("a", 0, range(4)), axis("make_out", 1, range(4)))
+    with pytest.raises(ContractError, match="3 channels cannot be shared by groups of 2"):
+        cut(b.build(), {"g": [1]}, groups)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_scale_of_attention_is_that_of_the_whole_width(heads: int) -> None:
+    b = GraphBuilder("attention", opset=23)
+    x = b.input("x", (1, 3, 4))
+    names = ("q", "k")
+    for name in (*names, "v"):
+        b.node("MatMul", x, b.weight(4, 4, name=name), name=f"make_{name}")
+    b.node("Attention", *(f"make_{name}_out" for name in (*names, "v")),
+           name="op", q_num_heads=heads, kv_num_heads=heads)  # fmt: skip
+    b.output(b.node("MatMul", "op_out", b.weight(4, 2, name="c_y"), name="read_y"), "y", (1, 3, 2))
+    model = b.build()
+    depth = 4 // heads
+    within = [k % depth for k in range(4)]
+    groups = coupling(
+        depth, *(axis(name, 1, within) for name in names), *(axis(f"make_{n}_out", 2, within) for n in names)
+    )
+    after = cut(model, {"g": [1]}, groups)
+    reference = model.clone()
+    for name in names:
+        array = np.array(constant(model.graph.initializers[name]))
+        array[:, [k for k in range(4) if within[k] == 1]] = 0
+        reference.graph.initializers[name].const_value = ir.tensor(array)
+    np.testing.assert_allclose(reference_of(after), reference_of(reference), rtol=1e-5, atol=1e-6)
+    assert node(after, "op").attributes.get_int("q_num_heads") == heads
+    if heads == 2:
+        of_heads = [0, 0, 1, 1]
+        axes = [axis(n, 1, of_heads) for n in "qkv"] + [axis(f"make_{n}_out", 2, of_heads) for n in "qkv"]
+        whole = coupling(2, *axes, axis("op_out", 2, of_heads), axis("c_y", 0, of_heads))
+        after = cut(model, {"g": [0]}, whole)
+        attributes = node(after, "op").attributes
+        assert [attributes.get_int(name) for name in ("q_num_heads", "kv_num_heads")] == [1, 1]
+        array = np.array(constant(model.graph.initializers["c_y"]))
+        array[:2] = 0
+        reference = model.clone()
+        reference.graph.initializers["c_y"].const_value = ir.tensor(array)
+        np.testing.assert_allclose(reference_of(after), reference_of(reference), rtol=1e-5, atol=1e-6)
+
+
+def reference_of(model: ir.Model) -> Array:
+    return run_reference(model)["y"]
+
+
+def test_what_an_output_says_of_shapes_stays() -> None:
+    b = GraphBuilder("said")
+    b.node("MatMul", b.input("x", (2, 3)), b.weight(3, 4, name="a"), name="make")
+    b.output(b.node("Shape", "make_out", name="said"), "s", (2,), "int64")
+    read(b, "make_out", 4, 2)
+    groups = coupling(4, axis("a", 1, range(4)), axis("make_out", 1, range(4)), axis("c_y", 0, range(4)))
+    with pytest.raises(ContractError, match="`s` would change"):
+        cut(b.build(), {"g": [0]}, groups)
+
+
+def test_sizes_that_cannot_be_traced() -> None:
+    b = GraphBuilder("untraced")
+    b.node("MatMul", b.input("x", (2, 3)), b.weight(3, 4, name="a"), name="make")
+    total = b.node("ReduceSum", b.node("Shape", "make_out"), keepdims=1)
+    b.node("Slice", b.input("z", (9,)), b.constant(int64(0)), total, name="op")
+    product = b.node("Mul", b.node("Shape", "make_out"), b.input("i", (2,), "int64"))
+    b.output(b.node("ConstantOfShape", product, name="fill"), "s", ("P", "Q"))
+    b.output("op_out", "t")
+    read(b, "make_out", 4, 2)
+    groups = coupling(4, axis("a", 1, range(4)), axis("make_out", 1, range(4)), axis("c_y", 0, range(4)))
+    with pytest.raises(ContractError, match=r"`fill` .* depends on sizes in a way that cannot be traced"):
+        cut(b.build(), {"g": [0]}, groups)
+
+
+def test_a_target_that_only_the_input_knows() -> None:
+    b = GraphBuilder("fed")
+    b.node("MatMul", b.input("x", (2, 3)), b.weight(3, 4, name="a"), name="make")
+    b.node("Reshape", "make_out", b.input("i", (2,), "int64"), name="op")
+    read(b, "op_out", 4, 2)
+    axes = [axis(*one) for one in (("a", 1, range(4)), ("make_out", 1, range(4)), ("c_y", 0, range(4)))]
+    with pytest.raises(ContractError, match="its target is known only when the model runs"):
+        cut(b.build(), {"g": [0]}, coupling(4, *axes, axis("op_out", 1, range(4))))
+
+
+def test_constant_nodes_are_sliced_and_those_without_readers_go() -> None:
+    b = GraphBuilder("nodes")
+    made_of = numpy_helper.from_array(np.arange(12, dtype=np.float32).reshape(3, 4))
+    weight = b.node("Constant", value=made_of, name="a")
+    b.node("MatMul", b.input("x", (2, 3)), weight, name="make")
+    target = b.node("Constant", value_ints=[2, 2, 2], name="target")
+    b.node("Reshape", "make_out", target, name="op")
+    b.node("Transpose", "op_out", perm=[0, 2, 1], name="turn")
+    read(b, "turn_out", 2, 2)
+    rest = [axis("op_out", 1, range(2)), axis("turn_out", 2, range(2)), axis("c_y", 0, range(2))]
+    pairs = [0, 0, 1, 1]
+    groups = coupling(2, axis("a_out", 1, pairs), axis("make_out", 1, pairs), *rest)
+    after = agrees(b.build(), {"g": [0]}, groups)
+    assert [found.op_type for found in after.graph] == ["Constant", "MatMul", "Reshape", "Transpose", "MatMul"]
+    assert held(after, "op", 1) == [2, 1, 2]
+    assert widths(b.build(), groups, {"g": [0]}) == (Width("g", 2, 1, 3 * 2 + 2),)
+
+
+def test_parts_of_an_old_split_are_an_attribute() -> None:
+    b = GraphBuilder("old", opset=12)
+    b.node("MatMul", b.input("x", (2, 3)), b.weight(3, 6, name="a"), name="make")
+    b.nodes("Split", "make_out", outputs=2, axis=1, name="op")
+    read(b, "op_out", 3, 2, name="y")
+    read(b, "op_out1", 3, 2, name="z")
+    ends = [axis("op_out", 1, [0, 1, 2]), axis("op_out1", 1, [3, 4, 5])]
+    groups = coupling(6, *made(), *ends, axis("c_y", 0, [0, 1, 2]), axis("c_z", 0, [3, 4, 5]))
+    after = agrees(b.build(), {"g": [0, 1, 3]}, groups)
+    assert list(node(after, "op").attributes.get_ints("split") or ()) == [1, 2]

@@ -28,9 +28,7 @@ def chain(
     b = GraphBuilder("chain")
     shift = b.constant(np.array(bias, np.float32), name="bias")
     value = b.node("Conv", b.input("x", (1, 2, 4, 4)), b.constant(kernel, name="a"), shift, name="make")
-    names = [value]
-    for step in steps:
-        names.append(value := step(b, value))
+    names = [value, *(value := step(b, value) for step in steps)]
     if reader is None:
         reader = np.random.default_rng(1).standard_normal((3, CHANNELS, 3, 3)).astype(np.float32)
     b.output(b.node("Conv", value, b.constant(reader, name="c"), name="read", pads=[1] * 4), "y", (1, 3, 4, 4))

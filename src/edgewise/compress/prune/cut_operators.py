@@ -161,9 +161,7 @@ def _shape_like(slot: int, *, ones: bool = False) -> Callable[[Site], None]:
         if site.input(slot) is None or not (axes or (sizes and sizes.changes)):
             return
         if sizes is None or sizes.old is None:
-            if axes:
-                raise site.failed(f"its input {slot} is known only when the model runs")
-            return
+            raise site.failed(f"its input {slot} depends on sizes in a way that cannot be traced")
         terms = sizes.old.reshape(-1).tolist()
         stated = site.old.attributes.get_ints("axes", ()) if site.old.op_type == "Resize" else ()
         places = [axis % rank(output) for axis in stated] or list(range(rank(output) - len(terms), rank(output)))
