@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
+
+from edgewise.analysis.channel_flow import Flow, Pattern
+from edgewise.analysis.channel_labels import Joined, Labels
+from edgewise.analysis.channel_rules import apply_rule
+from edgewise.analysis.values import bodies, label, with_inferred_shapes
 
 Units = npt.NDArray[np.int64]
 
@@ -47,8 +54,8 @@ class Reader:
 class Group:
     """Units of which any may be removed, each as a whole: everywhere, and independently of the others.
 
-    To remove units means to delete their positions along all `axes`. What is left computes what the whole graph computes
-    if those units are zero where the `readers` read them.
+    To remove units means to delete their positions along all `axes`. What is left computes what the whole graph
+    computes if those units are zero where the `readers` read them.
 
     Attributes:
         name: Name of the value in which the units first appear; unique within a graph.
@@ -93,3 +100,141 @@ class Coupling:
 
     groups: tuple[Group, ...]
     pinned: tuple[Pinned, ...]
+
+
+def couple(model: ir.Model) -> Coupling:
+    """Return which units of `model` can go, together with what, and which have to stay.
+
+    Every position of every axis of a constant of real numbers gets a label; operators join the labels of positions that
+    have to go together, or move them as they move data. What cannot be followed holds them. A unit is a set of joined
+    labels that a node makes by its weights and that are summed over, and only that, in the end.
+
+    Where a reshape splits an axis of units in several, the units lie on the outermost of the new axes (heads, not the
+    entries of heads); if that frees none, the next one is tried.
+
+    Args:
+        model: Any graph; not changed. Dimensions that are not known hold what lies along them.
+    """
+    shaped = with_inferred_shapes(model)
+    best, choices = _followed(shaped, {}), dict[Pattern, int]()
+    most = len(_free(best))
+    for pattern, count in best.splits.items():
+        for choice in range(1, count):
+            flow = _followed(shaped, {**choices, pattern: choice})
+            if len(_free(flow)) > most:
+                best, most, choices = flow, len(_free(flow)), {**choices, pattern: choice}
+    return _Builder(shaped, best).coupling()
+
+
+def _followed(model: ir.Model, choices: Mapping[Pattern, int]) -> Flow:
+    """Return the labels of every value of a graph."""
+    flow = Flow(choices=choices)
+    for node in model.graph:
+        apply_rule(flow, node)
+        for body in bodies(node):
+            for inner in ir.traversal.RecursiveGraphIterator(body):
+                for value in inner.inputs:
+                    if value is not None and value in flow.dims:
+                        flow.pin(flow.dims[value], f"the body of `{label(node)}` reads them")
+    for value in model.graph.outputs:
+        flow.pin(flow.of(value), f"the model's output `{value.name}` has them")
+    return flow
+
+
+def _free(flow: Flow) -> set[int]:
+    """Return the labels of units that can go: made by weights, summed over, and held by nothing."""
+    joined = flow.joined
+    read = {int(root) for reading in flow.readings for root in joined.roots(reading.labels)}
+    made = {int(at) for making in flow.makings for at in making.labels}
+    return {at for at in made if (root := joined.root(at)) in read and joined.why_pinned(root) is None}
+
+
+class _Builder:
+    """Makes groups of joined labels."""
+
+    def __init__(self, model: ir.Model, flow: Flow) -> None:
+        self.flow, self.joined = flow, flow.joined
+        self.free = {self.joined.root(at) for at in _free(flow)}
+        self.order = {node: index for index, node in enumerate(model.graph)}
+        made = [output for node in model.graph for output in node.outputs]
+        self.values = [value for value in made if value in flow.dims]
+        self.values += [value for value in flow.dims if value not in set(self.values)]
+        # Roots of one axis belong to one group: labels of a second kind, one for each free root.
+        self.groups = Joined()
+        self.member = dict(zip(sorted(self.free), self.groups.fresh(len(self.free)).tolist(), strict=True))
+        self.roots: dict[tuple[ir.Value, int], Labels] = {}
+
+    def coupling(self) -> Coupling:
+        """Return all groups, and what is pinned."""
+        for value in self.values:
+            for axis, labels in enumerate(self.flow.dims[value]):
+                if labels is not None:
+                    roots = self.joined.roots(labels)
+                    self.roots[value, axis] = roots
+                    inside = [self.member[int(root)] for root in dict.fromkeys(roots.tolist()) if root in self.free]
+                    self.groups.join_all(np.array(inside, np.int64))
+        names: dict[int, list[tuple[ir.Value, int]]] = {}
+        for place, roots in self.roots.items():
+            free = next((int(root) for root in roots if int(root) in self.free), None)
+            if free is not None:
+                names.setdefault(self.groups.root(self.member[free]), []).append(place)
+        groups = [self._group(places) for places in names.values()]
+        whole = [group for group in groups if group.size > 1]
+        single = [group for group in groups if group.size == 1]
+        return Coupling(tuple(whole), tuple(self._pinned(single)))
+
+    def _group(self, places: Sequence[tuple[ir.Value, int]]) -> Group:
+        numbers: dict[int, int] = {}
+        axes = []
+        for value, axis in places:
+            roots = self.roots[value, axis]
+            for root in roots.tolist():
+                if root in self.free:
+                    numbers.setdefault(root, len(numbers))
+            axes.append(Axis(value.name or "", axis, np.array([numbers.get(root, -1) for root in roots.tolist()])))
+        return Group(
+            name=self._unique(places),
+            size=len(numbers),
+            axes=tuple(axes),
+            readers=tuple(
+                Reader(label(reading.node), reading.slot, reading.axis, reading.weight)
+                for reading in sorted(self.flow.readings, key=lambda one: self.order[one.node])
+                if self._holds(reading.labels, numbers)
+            ),
+            makers=tuple(
+                dict.fromkeys(
+                    label(making.node)
+                    for making in sorted(self.flow.makings, key=lambda one: self.order[one.node])
+                    if self._holds(making.labels, numbers)
+                )
+            ),
+        )
+
+    def _holds(self, labels: Labels, numbers: Mapping[int, int]) -> bool:
+        return any(root in numbers for root in self.joined.roots(labels).tolist())
+
+    def _unique(self, places: Sequence[tuple[ir.Value, int]]) -> str:
+        """Return the name of the value in which units first appear; with its axis where it has two kinds of them."""
+        value, axis = places[0]
+        kinds = {
+            self.groups.root(self.member[int(root)])
+            for (other, _), roots in self.roots.items()
+            if other is value
+            for root in roots
+            if int(root) in self.free
+        }
+        return f"{value.name}" if len(kinds) == 1 else f"{value.name} axis {axis}"
+
+    def _pinned(self, single: Sequence[Group]) -> list[Pinned]:
+        """Return what every maker makes that has to stay."""
+        alone = {maker for group in single for maker in group.makers}
+        found: dict[tuple[ir.Node, str], int] = {}
+        for making in self.flow.makings:
+            for root in dict.fromkeys(self.joined.roots(making.labels).tolist()):
+                if root in self.free and label(making.node) not in alone:
+                    continue
+                reason = "it is the only one" if root in self.free else self.joined.why_pinned(root)
+                key = making.node, reason or "nothing sums over them"
+                found[key] = found.get(key, 0) + 1
+        ordered = sorted(found.items(), key=lambda item: self.order[item[0][0]])
+        return [Pinned(label(node), node.op_type, count, reason) for (node, reason), count in ordered]

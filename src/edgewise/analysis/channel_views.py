@@ -1,0 +1,269 @@
+"""Operators that move data without computing: they act on labels exactly as on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from edgewise.analysis.channel_flow import Flow, known_sizes, name_of, numbers, sizes_of
+from edgewise.analysis.channel_labels import Dims, Labels, along, blocks, flattened
+from edgewise.analysis.values import input_at
+
+_END: Final = np.iinfo(np.int64).max
+
+
+def _reshape(flow: Flow, node: ir.Node) -> list[Dims]:
+    before, behind = known_sizes(input_at(node, 0)), known_sizes(node.outputs[0])
+    dims = flow.input(node, 0)
+    if before is None or behind is None:
+        return _stay(flow, node, dims, "has a shape that is not known in full")
+    return [reshaped(flow, node, dims, before, behind)]
+
+
+def reshaped(flow: Flow, node: ir.Node, dims: Dims, before: Sequence[int], behind: Sequence[int]) -> Dims:
+    """Return the labels behind a reshape: merged axes repeat the labels of one, and of split ones one has them.
+
+    Where an axis of units splits in several, positions that share an index of the one with the labels are joined. If
+    the labels already differ along one of the new axes alone, that is the one, and nothing is joined; else
+    `Flow.choices` says which.
+
+    Args:
+        flow: What is known so far.
+        node: The node, for reasons.
+        dims: The labels of its input.
+        before: The sizes of its input, each >= 1.
+        behind: The sizes of its output.
+    """
+    result: list[Labels | None] = [None] * len(behind)
+    for ins, outs in blocks(before, behind):
+        labelled = [(index, labels) for index, axis in enumerate(ins) if (labels := dims[axis]) is not None]
+        if len(labelled) > 1:
+            flow.pin(dims, f"{name_of(node)} merges two axes of units")
+        if len(labelled) != 1:
+            continue
+        at, labels = labelled[0]
+        elements = flattened(labels, [before[axis] for axis in ins], at)
+        sizes = [behind[axis] for axis in outs]
+        long = [index for index, size in enumerate(sizes) if size > 1]
+        if long:
+            chosen = _axis_of_units(flow, elements, sizes, long, (tuple(before), tuple(behind)))
+            rows = along(elements, sizes, chosen)
+            for row in rows:
+                flow.joined.join_all(np.unique(row))
+            result[outs[chosen]] = rows[:, 0].copy()
+    return tuple(result)
+
+
+def _axis_of_units(
+    flow: Flow,
+    elements: Labels,
+    sizes: Sequence[int],
+    long: Sequence[int],
+    pattern: tuple[tuple[int, ...], tuple[int, ...]],
+) -> int:
+    """Return on which of the new axes the labels lie."""
+    if len(long) == 1:
+        return long[0]
+    roots = flow.joined.roots(elements)
+    for axis in long:
+        rows = along(roots, sizes, axis)
+        if (rows == rows[:, :1]).all():
+            return axis
+    flow.splits[pattern] = len(long)
+    return long[min(flow.choices.get(pattern, 0), len(long) - 1)]
+
+
+def _transpose(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims = flow.input(node, 0)
+    order = node.attributes.get_ints("perm") if "perm" in node.attributes else range(len(dims))[::-1]
+    return [tuple(dims[axis] for axis in order)]
+
+
+def _concat(flow: Flow, node: ir.Node) -> list[Dims]:
+    sizes = known_sizes(node.outputs[0])
+    parts = [(flow.of(value), known_sizes(value)) for value in node.inputs]
+    if sizes is None or any(part is None for _, part in parts):
+        return [_all_stay(flow, node, "has a shape that is not known in full")]
+    at = node.attributes.get_int("axis", 0) % len(sizes)
+    result: list[Labels | None] = []
+    for axis in range(len(sizes)):
+        labels = [dims[axis] for dims, _ in parts]
+        if all(one is None for one in labels):
+            result.append(None)
+        elif axis == at:
+            result.append(np.concatenate([_labels(flow, node, *part, axis) for part in parts]))
+        else:
+            first = next(one for one in labels if one is not None)
+            for one in labels:
+                flow.meet(first, one, f"{name_of(node)} puts them beside numbers that cannot go")
+            result.append(first)
+    return [tuple(result)]
+
+
+def _labels(flow: Flow, node: ir.Node, dims: Dims, sizes: tuple[int, ...] | None, axis: int) -> Labels:
+    """Return the labels of an axis; positions without any get new ones that stay."""
+    found = dims[axis]
+    if found is not None or sizes is None:
+        return flow.joined.fresh(0) if found is None else found
+    found = flow.joined.fresh(sizes[axis])
+    flow.joined.pin(found, f"{name_of(node)} takes them from a value that has no units there")
+    return found
+
+
+def _split(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims = flow.input(node, 0)
+    axis = node.attributes.get_int("axis", 0) % max(len(dims), 1)
+    sizes = [known_sizes(value) for value in node.outputs]
+    if any(size is None for size in sizes):
+        return [_all_stay(flow, node, "has a shape that is not known in full")] * len(node.outputs)
+    result, start = [], 0
+    for size in sizes:
+        end = start + (size[axis] if size else 0)
+        result.append(tuple(_taken(dim, slice(start, end)) if at == axis else dim for at, dim in enumerate(dims)))
+        start = end
+    return result
+
+
+def _taken(labels: Labels | None, where: slice | Labels) -> Labels | None:
+    """Return some of the labels of an axis, if it has any."""
+    return None if labels is None else labels[where]
+
+
+def _slice(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, sizes = flow.input(node, 0), known_sizes(input_at(node, 0))
+    if "starts" in node.attributes:
+        attributes = node.attributes
+        starts, ends = tuple(attributes.get_ints("starts", ())), tuple(attributes.get_ints("ends", ()))
+        axes: tuple[int, ...] | None = tuple(attributes.get_ints("axes", range(len(starts))))
+        steps: tuple[int, ...] | None = (1,) * len(starts)
+    else:
+        found_starts, found_ends = numbers(input_at(node, 1)), numbers(input_at(node, 2))
+        if found_starts is None or found_ends is None:
+            return _stay(flow, node, dims, "takes a part that is decided while it runs")
+        starts, ends = found_starts, found_ends
+        axes = tuple(range(len(starts))) if input_at(node, 3) is None else numbers(input_at(node, 3))
+        steps = (1,) * len(starts) if input_at(node, 4) is None else numbers(input_at(node, 4))
+    if axes is None or steps is None or sizes is None:
+        return _stay(flow, node, dims, "takes a part that is decided while it runs")
+    result = list(dims)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        at = axis % len(dims)
+        result[at] = _taken(dims[at], _as_slice(start, end, step, sizes[at]))
+    return [tuple(result)]
+
+
+def _as_slice(start: int, end: int, step: int, size: int) -> Labels:
+    """Return the positions that ONNX takes: ends beyond the axis are its ends, negative ones count from behind."""
+    first, last = (number + size if number < 0 else number for number in (start, end))
+    if step > 0:
+        return np.arange(min(max(first, 0), size), min(max(last, 0), size), step, dtype=np.int64)
+    return np.arange(min(max(first, -1), size - 1), max(min(last, size - 1), -1), step, dtype=np.int64)
+
+
+def _gather(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, indices = flow.input(node, 0), input_at(node, 1)
+    found, shape = numbers(indices), sizes_of(indices)
+    axis = node.attributes.get_int("axis", 0) % max(len(dims), 1)
+    inner: list[Labels | None] = [None] * len(shape)
+    labels = dims[axis]
+    if labels is not None:
+        if found is None:
+            flow.joined.pin(labels, f"{name_of(node)} takes some of them by numbers that are computed")
+        elif len(shape) == 1:
+            inner = [labels[np.array(found, np.int64) % len(labels)]]
+        else:
+            flow.joined.pin(labels[np.array(found, np.int64) % len(labels)], f"{name_of(node)} takes them by number")
+    others = (*dims[:axis], *dims[axis + 1 :])
+    if found is None and input_at(node, 0) is not None:
+        for other in others:  # rows of a table: an embedding makes the units of its other axes
+            if other is not None and _is_table(node):
+                flow.make(node, other)
+    return [(*dims[:axis], *inner, *dims[axis + 1 :])]
+
+
+def _is_table(node: ir.Node) -> bool:
+    data = input_at(node, 0)
+    return data is not None and data.is_initializer()
+
+
+def _expand(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
+    padded = (*[None] * (len(behind) - len(dims)), *dims)
+    sizes = (*[1] * (len(behind) - len(before)), *before)
+    return [tuple(dim if one == other else None for dim, one, other in zip(padded, sizes, behind, strict=True))]
+
+
+def _tile(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, repeats = flow.input(node, 0), numbers(input_at(node, 1))
+    if repeats is None:
+        return _stay(flow, node, dims, "repeats them as often as is decided while it runs")
+    return [tuple(None if dim is None else np.tile(dim, count) for dim, count in zip(dims, repeats, strict=True))]
+
+
+def _pad(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
+    result: list[Labels | None] = []
+    for dim, one, other in zip(dims, before, behind, strict=True):
+        if one != other:
+            flow.pin((dim,), f"{name_of(node)} pads them")
+        result.append(dim if one == other else None)
+    return [tuple(result)]
+
+
+def _depth_to_space(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, size = flow.input(node, 0), node.attributes.get_int("blocksize", 1)
+    channels = dims[1]
+    flow.pin(dims[2:], f"{name_of(node)} mixes neighbours along that axis")
+    if channels is None:
+        return [(dims[0], None, None, None)]
+    inner = node.attributes.get_string("mode", "DCR") == "CRD"
+    rows = channels.reshape(-1, size * size) if inner else channels.reshape(size * size, -1).T
+    for row in rows:
+        flow.joined.join_all(row)
+    return [(dims[0], rows[:, 0].copy() if len(rows) > 1 else None, None, None)]
+
+
+def _space_to_depth(flow: Flow, node: ir.Node) -> list[Dims]:
+    dims, size = flow.input(node, 0), node.attributes.get_int("blocksize", 1)
+    flow.pin(dims[2:], f"{name_of(node)} mixes neighbours along that axis")
+    return [(dims[0], None if dims[1] is None else np.tile(dims[1], size * size), None, None)]
+
+
+def _shape_only(_flow: Flow, node: ir.Node) -> list[Dims]:
+    """Sizes alone are read: they follow."""
+    return [(None,) * len(sizes_of(value)) for value in node.outputs]
+
+
+def _stay(flow: Flow, node: ir.Node, dims: Dims, why: str) -> list[Dims]:
+    flow.pin(dims, f"{name_of(node)} ({node.op_type}) {why}")
+    return [(None,) * len(sizes_of(value)) for value in node.outputs]
+
+
+def _all_stay(flow: Flow, node: ir.Node, why: str) -> Dims:
+    for value in node.inputs:
+        flow.pin(flow.of(value), f"{name_of(node)} ({node.op_type}) {why}")
+    return (None,) * len(sizes_of(node.outputs[0]))
+
+
+VIEWS: Final[dict[str, Callable[[Flow, ir.Node], Sequence[Dims]]]] = {
+    "Concat": _concat,
+    "ConstantOfShape": _shape_only,
+    "DepthToSpace": _depth_to_space,
+    "Expand": _expand,
+    "Flatten": _reshape,
+    "Gather": _gather,
+    "Pad": _pad,
+    "Reshape": _reshape,
+    "Shape": _shape_only,
+    "Size": _shape_only,
+    "Slice": _slice,
+    "SpaceToDepth": _space_to_depth,
+    "Split": _split,
+    "Squeeze": _reshape,
+    "Tile": _tile,
+    "Transpose": _transpose,
+    "Unsqueeze": _reshape,
+}
