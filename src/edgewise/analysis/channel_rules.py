@@ -263,7 +263,7 @@ def _reduce(flow: Flow, node: ir.Node) -> list[Dims]:
     if given is None and input_at(node, 1) is not None:
         return _unknown(flow, node)
     axes = {axis % len(data) for axis in given} if given else set(range(len(data)))
-    if not given and node.attributes.get_int("noop_with_empty_axes", 0):
+    if not given and node.attributes.get_int("noop_with_empty_axes", 0) == 1:
         axes = set()
     for axis in sorted(axes):
         if node.op_type == "ReduceSum" and data[axis] is not None:
@@ -280,7 +280,7 @@ def _recurrent(flow: Flow, node: ir.Node) -> list[Dims]:
     weights, hidden_weights = flow.input(node, 1), flow.input(node, 2)
     sizes = sizes_of(input_at(node, 2))
     size = sizes[2] if len(sizes) == 3 else None
-    if size is None or size < 2 or node.attributes.get_int("layout", 0):
+    if size is None or size < 2 or node.attributes.get_int("layout", 0) == 1:
         return _unknown(flow, node)
     hidden = flow.joined.fresh(size)
     reason = f"{name_of(node)} needs them at a place that is not constant"
