@@ -57,6 +57,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/main_job.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/saturation.py --zoo $(ZOO)
 	$(BIN)/python benchmarks/quantization.py --zoo $(ZOO)
+	$(BIN)/python benchmarks/pruning.py --zoo $(ZOO)
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix
