@@ -205,11 +205,23 @@ def _tile(flow: Flow, node: ir.Node) -> list[Dims]:
 
 def _pad(flow: Flow, node: ir.Node) -> list[Dims]:
     dims, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
+    given = tuple(node.attributes.get_ints("pads")) if "pads" in node.attributes else numbers(input_at(node, 1))
+    axes = tuple(range(len(dims))) if input_at(node, 3) is None else numbers(input_at(node, 3))
+    if given is None or axes is None or node.attributes.get_string("mode", "constant") != "constant":
+        given, axes = (), ()
+    added = {axis % len(dims): (given[at], given[at + len(axes)]) for at, axis in enumerate(axes)}
     result: list[Labels | None] = []
-    for dim, one, other in zip(dims, before, behind, strict=True):
-        if one != other:
-            flow.pin((dim,), f"{name_of(node)} pads them")
-        result.append(dim if one == other else None)
+    for axis, (dim, one, other) in enumerate(zip(dims, before, behind, strict=True)):
+        ends = added.get(axis, (-1, -1))
+        if one == other or dim is None:
+            result.append(dim)
+        elif min(ends) < 0:
+            flow.pin((dim,), f"{name_of(node)} puts others beside them")
+            result.append(None)
+        else:
+            new = [flow.joined.fresh(count) for count in ends]
+            flow.pin(tuple(new), f"{name_of(node)} adds them")
+            result.append(np.concatenate([new[0], dim, new[1]]))
     return [tuple(result)]
 
 
