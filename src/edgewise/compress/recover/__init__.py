@@ -1,0 +1,1 @@
+"""Training that makes up for what a compression lost; it needs PyTorch."""
