@@ -143,3 +143,26 @@ def test_a_bundle_goes_through_one_file(bench: Bench, edgewise: Callable[..., Sa
         "hint: Copy the file again, or pack the bundle again with `edgewise bundle pack`.",
     ]
     assert sorted(tmp_path.iterdir()) == [file, there]
+
+
+def test_a_part_of_a_bundle_says_what_is_missing(
+    edgewise: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgewise.measure.machine.describe", lambda **_: describe())
+    bundle = int8_bundle(tmp_path / "out", "ort", default=0)
+    said = edgewise(
+        "bundle", "pack", bundle, "--out", tmp_path / "file", "--rung", "ort untouched", "--without-vectors"
+    )
+    assert said.code == 0
+    assert said.out.splitlines()[-1].startswith("left out: ort int8")
+    assert said.out.endswith(", test vectors\n")
+    assert edgewise("bundle", "unpack", tmp_path / "file", "--out", tmp_path / "there").code == 0
+    said = edgewise("bundle", "verify", tmp_path / "there")
+    assert said.code == 0
+    assert "opens" in said.out
+    assert "The test vectors were left out when this bundle was packed" in said.out
+    assert "no answer was compared" in said.out
+    assert "Packing left out `ort int8" in said.out
+    said = edgewise("bundle", "pack", bundle, "--out", tmp_path / "other", "--rung", "int4")
+    assert said.code == 2
+    assert "Received `int4`" in said.err

@@ -90,8 +90,9 @@ class Manifest(Record, frozen=True, kw_only=True):
         machine: Where it was made, and where its accuracy was proven.
         ladder: Ways to run it, the untouched model first, then safest first.
         default: Index into `ladder` of the one to run.
-        vectors: File with the test vectors, relative to the bundle.
+        vectors: File with the test vectors, relative to the bundle; empty where packing left them out.
         files: SHA-256 of every other file that belongs to no rung, by name relative to the bundle.
+        left_out: Names of the rungs that packing left out, in the order of their ladder.
     """
 
     edgewise: str
@@ -107,6 +108,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     default: int
     vectors: str
     files: dict[str, str]
+    left_out: tuple[str, ...] = ()
 
 
 class _Version(msgspec.Struct):
@@ -169,7 +171,7 @@ def _problem(manifest: Manifest) -> str | None:
         return f"has to have its default among {len(manifest.ladder)} rungs. Received {manifest.default}"
     if len({rung.name for rung in manifest.ladder}) != len(manifest.ladder):
         return "has to give each rung a name of its own"
-    if manifest.vectors not in manifest.files:
+    if manifest.vectors and manifest.vectors not in manifest.files:
         return f"has to have the hash of `{manifest.vectors}`"
     for name in _names(manifest):
         if not _is_inside(name):

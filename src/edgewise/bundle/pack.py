@@ -1,7 +1,8 @@
 """One file for the way to the device, and back: a tar archive in xz streams, from the standard library alone.
 
 Integers of a few bits that lie in bytes, and weights of which many are zero, shrink to about their entropy. The same
-bundle gives the same bytes. `tar xJf` reads the file, too, but checks no hash.
+bundle gives the same bytes. `tar xJf` reads the file, too, but checks no hash. Where less is wanted, the file holds a
+part of the bundle (`bundle/part.py`), under a manifest that says what was left out.
 
 Whoever unpacks trusts nothing: only regular files that the manifest names, each within the space that there is, each
 with its recorded hash, become a bundle; until all are there, they lie beside it under another name.
@@ -14,11 +15,12 @@ import lzma
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
-from edgewise.bundle.manifest import MANIFEST_FILE, Manifest, unseal
+from edgewise.bundle.manifest import MANIFEST_FILE, Manifest, seal, unseal
+from edgewise.bundle.part import part
 from edgewise.bundle.read import Bundle, refuse_links
 from edgewise.errors import BundleError, OutputError
 from edgewise.records.codec import Record
@@ -62,6 +64,7 @@ class Packed(Record, frozen=True, kw_only=True):
         files: Files of the bundle.
         bundle_bytes: Their bytes.
         file_bytes: Bytes of the packed file.
+        left_out: What of the bundle is not there: rungs by name, and `test vectors`.
     """
 
     bundle: str
@@ -69,32 +72,43 @@ class Packed(Record, frozen=True, kw_only=True):
     files: int
     bundle_bytes: int
     file_bytes: int
+    left_out: tuple[str, ...] = ()
 
 
-def pack(bundle: Bundle, file: Path) -> Packed:
+def pack(bundle: Bundle, file: Path, *, rungs: Sequence[str] | None = None, vectors: bool = True) -> Packed:
     """Write a bundle into one file. What lies in its folder but is not part of it (report, records) stays behind.
 
     Args:
         bundle: The bundle.
         file: Where to write; it must not exist.
+        rungs: Names of the rungs that are packed; None for all of them.
+        vectors: Whether the test vectors are packed. Without them, nobody can check on the device that the model still
+            answers as it did; hashes are checked in any case.
 
     Returns:
         What was packed.
 
     Raises:
+        RecipeError: If there is no rung of such a name, or none is named.
         BundleError: If a file of the bundle is missing, was changed, or is a symbolic link.
         OutputError: If `file` exists or cannot be written; nothing is left behind.
     """
     if file.exists():
         raise OutputError(f"`{file}` has to be a new file, but it exists.", hint="Choose another name with `--out`.")
-    hashes = _hashes(bundle.manifest)
+    manifest, contents = part(bundle, rungs=rungs, vectors=vectors)
+    if manifest != bundle.manifest:
+        contents[MANIFEST_FILE] = seal(manifest)
+    hashes = _hashes(manifest)
     temporary = file.with_name(f".{file.name}-{os.getpid()}")
     size = 0
     try:
         with temporary.open("xb") as target:
             writer = _Writer(target)
             for name in (MANIFEST_FILE, *sorted(hashes)):
-                size += _add(writer, bundle.folder, name, hashes.get(name))
+                made = contents.get(name)
+                size += (
+                    _add(writer, bundle.folder, name, hashes.get(name)) if made is None else _put(writer, name, made)
+                )
             writer.write(b"\0" * (2 * _BLOCK))
             writer.finish()
         packed = temporary.stat().st_size
@@ -106,8 +120,17 @@ def pack(bundle: Bundle, file: Path) -> Packed:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+    return _packed(manifest, bundle.folder, file, bundle_bytes=size, file_bytes=packed)
+
+
+def _packed(manifest: Manifest, folder: Path, file: Path, *, bundle_bytes: int, file_bytes: int) -> Packed:
     return Packed(
-        bundle=str(bundle.folder), file=str(file), files=1 + len(hashes), bundle_bytes=size, file_bytes=packed
+        bundle=str(folder),
+        file=str(file),
+        files=1 + len(_hashes(manifest)),
+        bundle_bytes=bundle_bytes,
+        file_bytes=file_bytes,
+        left_out=manifest.left_out if manifest.vectors else (*manifest.left_out, "test vectors"),
     )
 
 
@@ -117,6 +140,14 @@ def _hashes(manifest: Manifest) -> dict[str, str]:
     for rung in manifest.ladder:
         hashes.update({f"{rung.folder}/{name}": digest for name, digest in rung.artifact.files.items()})
     return hashes
+
+
+def _put(writer: _Writer, name: str, data: bytes) -> int:
+    """Write a file that was made for the packed bundle, and return its bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    writer.write(info.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % _BLOCK))
+    return len(data)
 
 
 def _add(writer: _Writer, folder: Path, name: str, expected: str | None) -> int:
@@ -199,7 +230,7 @@ def unpack(file: Path, folder: Path) -> Packed:
     with source:
         try:
             staging.mkdir(parents=True)
-            count, size = _extract(file, source, staging)
+            manifest, size = _extract(file, source, staging)
             if place.exists():
                 place.rmdir()
             staging.replace(place)
@@ -211,11 +242,11 @@ def unpack(file: Path, folder: Path) -> Packed:
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         packed = os.fstat(source.fileno()).st_size
-    return Packed(bundle=str(folder), file=str(file), files=count, bundle_bytes=size, file_bytes=packed)
+    return _packed(manifest, folder, file, bundle_bytes=size, file_bytes=packed)
 
 
-def _extract(file: Path, source: IO[bytes], staging: Path) -> tuple[int, int]:
-    """Write the files into `staging`; return how many they are, and their bytes."""
+def _extract(file: Path, source: IO[bytes], staging: Path) -> tuple[Manifest, int]:
+    """Write the files into `staging`; return their manifest, and their bytes."""
     reader = _Reader(file, source)
     members = _members(file, reader)
     name, size = next(members, ("", 0))
@@ -223,7 +254,8 @@ def _extract(file: Path, source: IO[bytes], staging: Path) -> tuple[int, int]:
         raise _refused(file, f"has to begin with `{MANIFEST_FILE}`, of at most {_LARGEST_MANIFEST:,} bytes")
     sealed = reader.read(size)
     reader.read(-size % _BLOCK)
-    hashes = _hashes(unseal(sealed, Path(f"{file}/{MANIFEST_FILE}")))
+    manifest = unseal(sealed, Path(f"{file}/{MANIFEST_FILE}"))
+    hashes = _hashes(manifest)
     (staging / MANIFEST_FILE).write_bytes(sealed)
     total, missing = size, dict(hashes)
     for name, size in members:
@@ -241,7 +273,7 @@ def _extract(file: Path, source: IO[bytes], staging: Path) -> tuple[int, int]:
     if missing:
         raise _refused(file, f"has to hold what its manifest names. `{min(missing)}` is missing")
     reader.finish()
-    return 1 + len(hashes), total
+    return manifest, total
 
 
 def _members(file: Path, reader: _Reader) -> Iterator[tuple[str, int]]:

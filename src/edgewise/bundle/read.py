@@ -110,9 +110,14 @@ class Bundle:
         """Return the test vectors, checked against their hash.
 
         Raises:
-            BundleError: If they are missing, were changed, or do not fit the ladder.
+            BundleError: If they were left out or are missing, were changed, or do not fit the ladder.
         """
         name = self.manifest.vectors
+        if not name:
+            raise BundleError(
+                f"`{self.folder}` has to hold test vectors, but packing left them out.",
+                hint="Pack the bundle again without `--without-vectors`.",
+            )
         path = self.folder / name
         refuse_links(self.folder, name)
         try:

@@ -15,7 +15,7 @@ from edgewise.errors import BundleError, EdgewiseError
 from edgewise.records.codec import Record
 from edgewise.records.machine import Machine
 
-Status: TypeAlias = Literal["identical", "within tolerance", "differs", "failed"]
+Status: TypeAlias = Literal["identical", "within tolerance", "differs", "failed", "opens"]
 
 Proof: TypeAlias = Literal["same instructions", "same sums", "saturates", "unknown"]
 
@@ -26,6 +26,7 @@ class RungCheck(Record, frozen=True, kw_only=True):
     Attributes:
         rung: Its name.
         status: `identical` to the bit; `within tolerance` of what arithmetic explains; `differs`; or `failed` to run.
+            Without test vectors, `opens`: its files have their hashes and its runtime takes it, and that is all.
         difference: Largest difference as a multiple of its output's tolerance, or None where it is without bound.
         reason: Why it differs or failed, as a full sentence; empty otherwise.
         saturates: Whether its weights are wider than those whose products this processor sums exactly, and were not
@@ -43,7 +44,7 @@ class Verification(Record, frozen=True, kw_only=True):
     """What became of a bundle on this machine.
 
     Attributes:
-        passed: Whether every rung is identical or within its tolerance.
+        passed: Whether every rung is identical or within its tolerance; without test vectors, whether every rung opens.
         same_isa: Whether this processor has the instructions on which the accuracy was proven.
         proof: Whether the certificates carry over. `same instructions`: yes. `same sums`: yes, 8-bit sums are exact on
             both, and floating-point ones differ by rounding, which the vectors bound. `saturates`: not for the rungs
@@ -54,6 +55,8 @@ class Verification(Record, frozen=True, kw_only=True):
             could carry over.
         exact_product_bits: Weight bits up to which 8-bit sums are exact here, by backend, as measured.
         rungs: Each rung, in the order of the ladder.
+        compared: Whether there were test vectors to compare answers with; packing can leave them out.
+        left_out: Rungs that packing left out.
     """
 
     passed: bool
@@ -64,10 +67,12 @@ class Verification(Record, frozen=True, kw_only=True):
     synthetic: bool
     exact_product_bits: dict[str, int]
     rungs: tuple[RungCheck, ...]
+    compared: bool = True
+    left_out: tuple[str, ...] = ()
 
 
 def verify(bundle: Bundle, *, machine: Machine) -> Verification:
-    """Run every rung on the test vectors and compare.
+    """Run every rung on the test vectors and compare. Where packing left them out, open every rung.
 
     Args:
         bundle: The bundle.
@@ -76,9 +81,9 @@ def verify(bundle: Bundle, *, machine: Machine) -> Verification:
     Raises:
         BundleError: If a file is missing or was changed.
     """
-    vectors = bundle.vectors()
+    vectors = bundle.vectors() if bundle.manifest.vectors else None
     ladder = bundle.manifest.ladder
-    if len(vectors.expected) != len(ladder):
+    if vectors is not None and len(vectors.expected) != len(ladder):
         raise BundleError(
             f"The test vectors of `{bundle.folder}` have to cover {len(ladder)} rungs. Received "
             f"{len(vectors.expected)}."
@@ -91,7 +96,7 @@ def verify(bundle: Bundle, *, machine: Machine) -> Verification:
         for position, rung in enumerate(ladder)
     )
     return Verification(
-        passed=all(check.status in {"identical", "within tolerance"} for check in checks),
+        passed=all(check.status in {"identical", "within tolerance", "opens"} for check in checks),
         same_isa=_same_isa(proven, machine),
         proof=_proof(checks, ladder, proven=proven, here=machine),
         proven_on=proven.cpu,
@@ -99,6 +104,8 @@ def verify(bundle: Bundle, *, machine: Machine) -> Verification:
         synthetic=any(rung.check is not None for rung in ladder),
         exact_product_bits=machine.exact_product_bits,
         rungs=checks,
+        compared=vectors is not None,
+        left_out=bundle.manifest.left_out,
     )
 
 
@@ -134,17 +141,19 @@ def _saturates(rung: LadderRung, *, proven: Machine, here: Machine) -> bool:
     return proven.exact_product_bits.get(backend, rung.product_bits) >= rung.product_bits
 
 
-def _check(bundle: Bundle, position: int, rung: LadderRung, vectors: Vectors) -> RungCheck:
+def _check(bundle: Bundle, position: int, rung: LadderRung, vectors: Vectors | None) -> RungCheck:
     try:
         session = bundle.session(position)
         try:
-            answers = [session.run(feed) for feed in vectors.feeds]
+            answers = [session.run(feed) for feed in vectors.feeds] if vectors is not None else []
         finally:
             session.close()
     except BundleError:
         raise
     except EdgewiseError as error:  # a runtime that is missing or refuses: the other rungs may still run
         return RungCheck(rung=rung.name, status="failed", difference=None, reason=error.message, saturates=False)
+    if vectors is None:
+        return RungCheck(rung=rung.name, status="opens", difference=None, reason="", saturates=False)
     worst, where, identical = 0.0, "", True
     for answer, expected in zip(answers, vectors.expected[position], strict=True):
         for name, array in expected.items():
