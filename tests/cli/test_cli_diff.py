@@ -97,7 +97,7 @@ def test_damage_that_layers_do_jointly_is_said_to_be_so(
     assert "jointly" not in render(result, 5)
 
 
-def test_scaled_channels_are_mentioned_where_weights_were_not_found(
+def test_what_cannot_be_compared_is_said_where_weights_were_not_found(
     files: tuple[Path, Path, Path], edgewise: Callable[..., Said]
 ) -> None:
     first, second, samples = files
@@ -107,4 +107,18 @@ def test_scaled_channels_are_mentioned_where_weights_were_not_found(
     lost = msgspec.structs.replace(result.quantization, weights_found=1)
     words = render(msgspec.structs.replace(result, quantization=lost), 5)
     assert "found in A for 1 layers" in words
-    assert "If channels of B were scaled before it was quantized" in words
+    assert "tensors in between may differ for that alone" in words
+
+
+def test_scaled_channels_and_joint_layers_are_mentioned(
+    files: tuple[Path, Path, Path], edgewise: Callable[..., Said]
+) -> None:
+    first, second, samples = files
+    result = msgspec.json.decode(edgewise("diff", first, second, "--data", samples, "--json").out, type=Difference)
+    found = result.quantization
+    assert found is not None
+    changed = msgspec.structs.replace
+    joint = changed(found, layers=(), joint=("fine", "coarse"), joint_share=0.8)
+    words = render(changed(result, quantization=joint, rescaled=("a", "b")), 5)
+    assert "Together in floating point, `fine`, `coarse` take away 80%." in words
+    assert "A's are scaled likewise here, in 2 tensors" in words

@@ -92,6 +92,34 @@ def test_a_layer_in_floating_point_is_told_with_the_reason_of_the_plan() -> None
     assert "NaN or infinities" in floats[0].why
 
 
+def test_layers_that_do_damage_jointly_are_named_together() -> None:
+    """The answer is lost where the signs in either of two layers in a row are: restoring one of them gains nothing."""
+    draw = np.random.default_rng(0)
+    made = []
+    for integers in (False, True):
+        b = GraphBuilder("lost")
+        value = b.input("x", (1, 16))
+        for name in LAYERS:
+            weight = np.eye(16, dtype=np.float32) + 0.01 * draw.standard_normal((16, 16)).astype(np.float32)
+            held = b.constant(weight, f"{name}_w")
+            if integers:
+                stored = np.rint(127 * weight).clip(-127, 127).astype(np.int8)
+                if name in {"b", "c"}:
+                    stored[:] = 0
+                held = b.node(
+                    "DequantizeLinear", b.constant(stored), b.constant(np.float32(1 / 127)), b.constant(np.int8(0))
+                )
+                grid = (b.constant(np.float32(8 / 255)), b.constant(np.uint8(128)))
+                value = b.node("DequantizeLinear", b.node("QuantizeLinear", value, *grid), *grid)
+            value = b.node("Gemm", value, held, name=name)
+        b.output(b.node("Reshape", value, b.constant(np.array([1, 4, 4], np.int64))), "numbers", (1, 4, 4))
+        made.append(b.build())
+    found = run((made[0], made[1]))
+    assert set(found.joint) == {"b", "c"}
+    assert found.joint_share > 0.5
+    assert run(models()).joint == ()
+
+
 def test_labels_give_points() -> None:
     pair = models()
     session = open_judge(pair[0])

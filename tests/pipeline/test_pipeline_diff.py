@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import pytest
 from tests.pipeline.conftest import Task
+from tests.pipeline.quantize_nets import NEAREST, ORT, material_of, uneven
 
 from edgewise.errors import DataError, ModelError
 from edgewise.formats.onnx import save
 from edgewise.pipeline.diff import diff
+from edgewise.pipeline.quantize import Quantizer
 from edgewise.pipeline.request import DataRequest
-from edgewise.testing.graphs import GraphBuilder, mlp
+from edgewise.testing.graphs import GraphBuilder, mlp, random_feeds
 
 
 def test_a_model_does_not_differ_from_itself(finished: Task) -> None:
@@ -42,6 +45,23 @@ def test_the_node_that_was_changed_comes_first(finished: Task, tmp_path: Path) -
     assert 0 < gemm_error.sqnr_db < 40
     assert gemm_error.arises_db is None  # nothing before it is off
     assert gemm_error.largest > 0
+
+
+def test_scaled_channels_are_no_error(tmp_path: Path) -> None:
+    """Equalization divides channels: what rounding does is left, and the weights before it are found."""
+    model = uneven()
+    feeds = [random_feeds(model, seed=seed) for seed in range(16)]
+    quantizer = Quantizer(material_of(model, feeds), ORT)
+    decision = quantizer.decide(NEAREST)
+    assert decision.prepared == "equalized"
+    save(model, tmp_path / "a.onnx")
+    save(quantizer.model(decision), tmp_path / "b.onnx")
+    np.savez(tmp_path / "s.npz", image=np.concatenate([feed["image"] for feed in feeds]))
+    found = diff(tmp_path / "a.onnx", tmp_path / "b.onnx", data=DataRequest(samples=str(tmp_path / "s.npz")), samples=8)
+    assert set(found.rescaled) == {error.tensor for error in found.tensors if error.tensor != "y"}
+    assert min(error.sqnr_db or np.inf for error in found.tensors) > 15
+    assert found.quantization is not None
+    assert found.quantization.weights_found == 2
 
 
 def test_a_bundle_is_compared_by_the_graph_behind_its_default(finished: Task) -> None:

@@ -13,16 +13,13 @@ from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
 from edgewise.cli.quantities import seconds
 from edgewise.cli.tables import table
-from edgewise.pipeline.culprits import Culprit, Culprits
+from edgewise.pipeline.culprits import LEAST_SHARE_ALONE, Culprit, Culprits
 from edgewise.pipeline.diff import Difference, TensorError
 from edgewise.pipeline.diff import diff as run_diff
 from edgewise.records.codec import encode, indent
 
 WEIGHTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Layers whose weights were rounded."""
-
-LEAST_SHARE_ALONE: Final = 0.5
-"""Below this share of the damage, what layers gain one at a time does not tell which of them do it."""
 
 
 @command(
@@ -83,6 +80,11 @@ def render(result: Difference, top: int) -> str:
     off = result.culprits()
     equal = len(result.tensors) - len(off)
     parts = [f"{len(result.tensors)} shared tensors over {result.samples} samples: {equal} equal, {len(off)} off"]
+    if result.rescaled:
+        parts.append(
+            "B's channels were scaled before it was quantized, without a change of the function. A's are scaled "
+            f"likewise here, in {len(result.rescaled)} tensors, so that only errors differ."
+        )
     if off:
         headings = ("tensor", "operator", "SQNR dB", "adds dB", "largest difference")
         parts.append(table(headings, [_row(error) for error in off[:top]], right=(2, 3, 4)))
@@ -112,14 +114,15 @@ def _quantization(found: Culprits, top: int) -> Iterator[str]:
     if found.weights_found < sum(layer.operator in WEIGHTS for layer in found.layers):
         yield (
             f"The weights before rounding were found in A for {found.weights_found} layers; the others are restored "
-            "with rounded weights. If channels of B were scaled before it was quantized, as `edgewise` does where that "
-            "helps, tensors in between differ from A's by the scale as well: go by the outputs and by the layers below."
+            "with rounded weights. Where A's weights are others than those that B was made of, tensors in between may "
+            "differ for that alone: go by the outputs and by the layers below."
         )
     alone = sum(max(0.0, layer.gained or 0.0) for layer in found.layers)
     if alone < LEAST_SHARE_ALONE * whole.damage:
         yield (
             f"Restored one at a time, all layers together take away {alone / whole.damage:.0%} of the damage: several "
             "do it jointly, so that none of them alone in floating point helps, and they need not be those at the top."
+            + _together(found)
         )
     costs = any(layer.cost is not None for layer in found.layers)
     headings = ["layer", "operator", "share", "gained", "flips"]
@@ -129,6 +132,13 @@ def _quantization(found: Culprits, top: int) -> Iterator[str]:
     if found.floats:
         floats = [(layer.node, layer.operator, layer.why) for layer in found.floats[:top]]
         yield table(("in floating point", "operator", "why"), floats)
+
+
+def _together(found: Culprits) -> str:
+    if not found.joint:
+        return ""
+    names = ", ".join(f"`{name}`" for name in found.joint)
+    return f" Together in floating point, {names} take away {found.joint_share:.0%}."
 
 
 def _layer_row(layer: Culprit, *, points: bool, costs: bool) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -14,6 +15,7 @@ import onnx_ir as ir
 
 from edgewise.analysis.values import with_inferred_shapes
 from edgewise.backends import registry
+from edgewise.compress.quantize.aligned import aligned
 from edgewise.compress.quantize.causes import Cause, diagnose, tapped
 from edgewise.compress.quantize.operators import RECURRENT, WEIGHTED
 from edgewise.compress.quantize.placement import label, place
@@ -24,15 +26,22 @@ from edgewise.measure.latency import measure_group, ratio
 from edgewise.measure.metrics import METRICS, PerSample, default_metric
 from edgewise.measure.process import Entry
 from edgewise.passes.apply import optimize as fuse
-from edgewise.pipeline.judge import open_judge
+from edgewise.pipeline.judge import open_judge, opened
 from edgewise.pipeline.progress import Progress
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record
 from edgewise.records.measurements import Latency
 from edgewise.records.tensors import Array, Feeds, Outputs, Run
+from edgewise.search.worst import worst
 
 TIMED_FEEDS: Final = 8
 """Samples that are timed in rotation."""
+
+LEAST_SHARE_ALONE: Final = 0.5
+"""Below this share of the damage, what layers gain one at a time does not tell which of them do it."""
+
+MOST_JOINT: Final = 8
+"""Layers that are looked for then. Each takes a few runs of all samples."""
 
 
 class Cost(Record, frozen=True, kw_only=True):
@@ -91,6 +100,10 @@ class Culprits(Record, frozen=True, kw_only=True):
         weights_found: How many layers have their weights before rounding in the reference; the others are restored with
             rounded weights, so that what rounding did stays in `rest`.
         backend: Where costs were measured; empty where they were not.
+        joint: Where layers do their damage jointly: the few that do most of it, each quantized alone; together in
+            floating point they take away `joint_share` of the damage. Empty where single layers explain it, or no such
+            few do.
+        joint_share: See `joint`.
     """
 
     measure: str
@@ -101,6 +114,8 @@ class Culprits(Record, frozen=True, kw_only=True):
     floats: tuple[Culprit, ...]
     weights_found: int
     backend: str = ""
+    joint: tuple[str, ...] = ()
+    joint_share: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +147,8 @@ def culprits(
     """Measure what each layer of a quantized model does, by taking it back to floating point.
 
     Args:
-        reference: The model from which `quantized` was made; fused where that finds the weights of more layers.
+        reference: The model from which `quantized` was made; fused, and its channels scaled, where that finds the
+            weights of more layers.
         quantized: A QDQ graph with at least one node on integers.
         feeds: The samples.
         labels: One for each of the feeds, or None.
@@ -145,7 +161,7 @@ def culprits(
     if timing.worst and timing.budget_s <= 0:
         raise RecipeError(f"`--time` has to be positive. Received {timing.budget_s:g} seconds.")
     quantized = with_inferred_shapes(quantized)
-    original = _closest(reference, quantized)
+    original, _ = closest(reference, quantized)
     nodes = quantized_nodes(quantized)
     progress.stage("Restoring layers", len(nodes) + 2)
     judge = _Judge(original, labels)
@@ -174,6 +190,10 @@ def culprits(
         for index, (one, diagnosis) in enumerate(zip(single, diagnoses, strict=True))
     ]
     layers.sort(key=lambda layer: -(layer.gained or 0.0))
+    joint: tuple[str, ...] = ()
+    joint_share = 0.0
+    if math.fsum(max(0.0, layer.gained or 0.0) for layer in layers) < LEAST_SHARE_ALONE * whole.damage:
+        joint, joint_share = _jointly(quantized, nodes, original, feeds, whole.damage)
     return Culprits(
         measure="NSR" if whole.kl is None else "KL",
         whole=whole,
@@ -189,16 +209,51 @@ def culprits(
         floats=_floats(original, quantized, timing.backend),
         weights_found=len(matched(quantized, original)),
         backend=timing.backend if timing.worst else "",
+        joint=joint,
+        joint_share=joint_share,
     )
 
 
-def _closest(reference: ir.Model, quantized: ir.Model) -> ir.Model:
-    """Return the reference, or what fusion makes of it, whichever has the weights of more layers."""
+def _jointly(
+    quantized: ir.Model, nodes: Sequence[str], original: ir.Model, feeds: Sequence[Feeds], damage: float
+) -> tuple[tuple[str, ...], float]:
+    """Return the fewest of the worst layers that take away a good part of the damage together, and that part.
+
+    The worst are those that do most damage where each alone is quantized, found by halving.
+    """
+
+    def damages(kept: Sequence[Sequence[str]]) -> list[float]:
+        variants = {
+            str(index): lambda names=names: restored(quantized, names, reference=original)
+            for index, names in enumerate(kept)
+        }
+        return [one.damage for one in sensitivities(original, variants, opened, feeds)]
+
+    def only(sets: Sequence[Sequence[str]]) -> list[float]:
+        return damages([[name for name in nodes if name not in set(one)] for one in sets])
+
+    found = tuple(worst(nodes, only, min(MOST_JOINT, len(nodes) - 1)))
+    for count in range(2, len(found) + 1):
+        share = 1 - damages([found[:count]])[0] / damage
+        if share >= LEAST_SHARE_ALONE:
+            return found[:count], share
+    return (), 0.0
+
+
+def closest(reference: ir.Model, quantized: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
+    """Return the reference, what fusion makes of it, or that with rescaled channels: whichever has most of the weights.
+
+    Returns:
+        The model, of the same function as `reference`, and the tensors whose channels are scaled as in `quantized`.
+    """
     try:
         fused, _ = fuse(reference)
     except EdgewiseError:
-        return reference
-    return fused if len(matched(quantized, fused)) > len(matched(quantized, reference)) else reference
+        return reference, ()
+    scaled, names = aligned(fused, quantized)
+    if names and len(matched(quantized, scaled)) >= len(matched(quantized, fused)):
+        return scaled, names
+    return (fused if len(matched(quantized, fused)) > len(matched(quantized, reference)) else reference), ()
 
 
 def _restoring(quantized: ir.Model, name: str, reference: ir.Model) -> Callable[[], ir.Model]:
@@ -266,14 +321,14 @@ def _with_costs(
     progress: Progress,
 ) -> tuple[Culprit, ...]:
     """Return the layers, the worst of them with what keeping them in floating point costs."""
-    worst = layers[: timing.worst]
-    if not worst:
+    first = layers[: timing.worst]
+    if not first:
         return tuple(layers)
-    progress.stage(f"Timing {len(worst)} layers in turns ({timing.budget_s:.0f} s)")
+    progress.stage(f"Timing {len(first)} layers in turns ({timing.budget_s:.0f} s)")
     backend = registry.get(timing.backend)
     with tempfile.TemporaryDirectory(prefix="edgewise-diff-") as scratch:
         entries = []
-        for index, name in enumerate([None, *(layer.node for layer in worst)]):
+        for index, name in enumerate([None, *(layer.node for layer in first)]):
             artifact = backend.compile(models(name), timing.options)
             folder = Path(scratch) / str(index)
             artifact.write(folder)
@@ -283,11 +338,11 @@ def _with_costs(
     if not isinstance(base, Latency):
         raise base
     costs: list[Cost | None] = []
-    for name, latency in zip([layer.node for layer in worst], others, strict=True):
+    for name, latency in zip([layer.node for layer in first], others, strict=True):
         if not isinstance(latency, Latency):
             progress.note(f"`{name}` could not be timed: {latency.message}")
         costs.append(cost(base, latency) if isinstance(latency, Latency) else None)
-    with_costs = [msgspec.structs.replace(layer, cost=one) for layer, one in zip(worst, costs, strict=True)]
+    with_costs = [msgspec.structs.replace(layer, cost=one) for layer, one in zip(first, costs, strict=True)]
     return (*with_costs, *layers[timing.worst :])
 
 

@@ -15,7 +15,7 @@ from edgewise.bundle.read import Bundle
 from edgewise.compress.quantize.restore import quantized_nodes
 from edgewise.compress.statistics import observe
 from edgewise.errors import DataError, ModelError
-from edgewise.pipeline.culprits import Culprits, Sampled, Timing, culprits
+from edgewise.pipeline.culprits import Culprits, Sampled, Timing, closest, culprits
 from edgewise.pipeline.export import graph_file
 from edgewise.pipeline.inputs import load_model, preprocessing_of
 from edgewise.pipeline.judge import open_judge
@@ -57,12 +57,15 @@ class Difference(Record, frozen=True, kw_only=True):
         tensors: The tensors that both compute, in graph order.
         samples: How many samples were run.
         quantization: Which layers do the damage, where the second model is quantized and the first is not.
+        rescaled: Tensors whose channels were scaled before the second model was quantized: those of the first are
+            scaled likewise before they are compared, so that only errors differ.
     """
 
     names: tuple[str, str]
     tensors: tuple[TensorError, ...]
     samples: int
     quantization: Culprits | None = None
+    rescaled: tuple[str, ...] = ()
 
     def culprits(self) -> tuple[TensorError, ...]:
         """Return the tensors that are off, those whose own node adds most first."""
@@ -122,6 +125,12 @@ def diff(
     progress.stage("Reading models and samples")
     models = [load_model(_graph(path), data.shapes) for path in (first, second)]
     graphs = [model.fixed for model in models]
+    quantizes = bool(quantized_nodes(graphs[1]) and not quantized_nodes(graphs[0]))
+    original = graphs[0]
+    rescaled: tuple[str, ...] = ()
+    if quantizes:
+        like_second, rescaled = closest(graphs[0], graphs[1])
+        graphs[0] = like_second if rescaled else original
     producers, others = (_producers(graph) for graph in graphs)
     shared = [name for name in producers if name in others]
     if not shared:
@@ -149,13 +158,16 @@ def diff(
                         total.add(one[name], other[name])
             progress.step()
     found = None
-    if quantized_nodes(graphs[1]) and not quantized_nodes(graphs[0]):
-        found = _culprits(graphs, dataset, count, timing=_timing(second, costs, budget_s), progress=progress)
+    if quantizes:
+        found = _culprits(
+            [original, graphs[1]], dataset, count, timing=_timing(second, costs, budget_s), progress=progress
+        )
     return Difference(
         names=(first.name, second.name),
         tensors=tuple(_error(name, producers[name], sums) for name in shared),
         samples=count,
         quantization=found,
+        rescaled=rescaled,
     )
 
 
