@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
+from edgewise.backends import registry
 from edgewise.backends.protocol import Artifact
 from edgewise.measure.accuracy import Scores
 from edgewise.measure.latency import ratio
+from edgewise.records.candidate import Precision
 from edgewise.records.certificate import Certificate
 from edgewise.records.measurements import Latency
 from pruning_models import (
@@ -20,7 +22,6 @@ from pruning_models import (
     compiled,
     drop_row,
     failure,
-    int8,
     macs,
     points,
     pruned,
@@ -30,7 +31,7 @@ from pruning_models import (
     why_no_recovery,
 )
 from quantization_cost import in_turns
-from quantized import ToolError, ready_backends
+from quantized import ToolError, graph_of, ready_backends
 from rows import Row
 
 FEEDS: Final = 8
@@ -109,9 +110,13 @@ def _of_one(parts: Split, attempts: Sequence[Attempt], command: str, left_out: l
     rows.insert(0, accuracy_row(f"{name}: float", original, None, command))
     if not whole:
         return rows
-    made = {f"float in {backend}": compiled(parts.subject.model, backend) for backend in ready_backends()}
+    made = {
+        f"float in {backend}, {precision}": compiled(parts.subject.model, backend, precision)
+        for backend in ready_backends()
+        for precision in precisions(backend)
+    }
     made |= whole
-    best = _fastest(_timed(parts, made, left_out, extent.timing_s / 2), whole)
+    best = whole[fastest(_timed(parts, made, left_out, extent.timing_s / 2), whole)]
     measured: dict[str, Measured] = {}
     for attempt in attempts:
         reason = why_no_recovery() if attempt.recovers else ""
@@ -128,30 +133,39 @@ def _of_one(parts: Split, attempts: Sequence[Attempt], command: str, left_out: l
 
 
 def _whole(parts: Split, original: Scores, command: str, left_out: list[str]) -> tuple[dict[str, Artifact], list[Row]]:
-    """Return the int8 models of the whole network, by `int8 in BACKEND`, and their drops."""
+    """Return the int8 models of the whole network, in every backend and precision, and their drops."""
     whole: dict[str, Artifact] = {}
     rows = []
     for backend in ready_backends():
         words = f"int8 in {backend}"
         try:
-            whole[words] = int8(parts.subject.model, parts.calibration, backend)
+            graph = graph_of(parts.subject.model, parts.calibration, "w8a8", backend)
+            for precision in precisions(backend):
+                whole[f"{words}, {precision}"] = compiled(graph, backend, precision)
         except ToolError as error:
             rows.append(failure(f"{parts.subject.name}: {words}", error, command, left_out))
-            continue
-        proof = parts.proof(original, whole[words])
-        rows.append(drop_row(f"{parts.subject.name}: {words}", proof, None, command))
+    for words, artifact in whole.items():
+        rows.append(drop_row(f"{parts.subject.name}: {words}", parts.proof(original, artifact), None, command))
     return whole, rows
 
 
+def precisions(backend: str) -> list[Precision]:
+    """Return the types in which a backend computes what is not int8: the best int8 model may need the shorter one."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    return [precision for precision in known if precision in registry.get(backend).precisions()]
+
+
 def _attempted(
-    parts: Split, attempt: Attempt, original: Scores, backend: str, extent: Extent
+    parts: Split, attempt: Attempt, original: Scores, best: Artifact, extent: Extent
 ) -> tuple[Artifact, Measured]:
-    """Prune for a backend, quantize, and score."""
+    """Prune, quantize and score for the backend and precision of the whole network's best int8 model."""
+    backend = best.spec.backend
     goal: dict[str, float] = {"latency": attempt.time}
     if attempt.recovers:
         goal["recover_s"] = extent.recover_s
     model = pruned(parts.subject.model, parts.samples, backend=backend, **goal)
-    artifact = int8(model, parts.calibration, backend)
+    graph = graph_of(model, parts.calibration, "w8a8", backend)
+    artifact = compiled(graph, backend, best.spec.options.precision)
     return artifact, Measured(parts.proof(original, artifact), macs(parts.subject.model) / macs(model))
 
 
@@ -161,10 +175,9 @@ def _timed(parts: Split, made: Mapping[str, Artifact], left_out: list[str], seco
         return in_turns(made, feeds, Path(folder), left_out, seconds=seconds)
 
 
-def _fastest(latencies: Mapping[str, Latency], whole: Mapping[str, Artifact]) -> str:
-    """Return the backend in which the whole network's int8 model is fastest."""
-    best = min(whole, key=lambda words: latencies[words].median_us if words in latencies else float("inf"))
-    return whole[best].spec.backend
+def fastest(latencies: Mapping[str, Latency], names: Iterable[str]) -> str:
+    """Return the fastest of some models; those that were not timed come last."""
+    return min(names, key=lambda words: latencies[words].median_us if words in latencies else float("inf"))
 
 
 def attempt_rows(
@@ -200,7 +213,7 @@ def attempt_rows(
         kept = points(found.proof) <= attempt.drop
         fewer = attempt.fewer_macs is not None and found.fewer_macs >= attempt.fewer_macs
         if attempt.words in latencies and timed:
-            best = min(timed, key=lambda words: latencies[words].median_us)
+            best = fastest(latencies, timed)
             gain = ratio(latencies[best], latencies[attempt.words])
             ask = f">= {attempt.speed_up:g}{_or_macs(attempt)} at <= {attempt.drop:g} points"
             ask += f" ({gain.low:.2f} to {gain.high:.2f})"

@@ -20,10 +20,10 @@ from edgewise.backends.protocol import Artifact
 from edgewise.errors import EdgewiseError
 from edgewise.measure.accuracy import Scores, scores
 from edgewise.measure.certificate import certify
-from edgewise.records.candidate import RunOptions
+from edgewise.records.candidate import Precision, RunOptions
 from edgewise.records.certificate import Certificate
 from edgewise.records.tensors import Feeds
-from quantized import ToolError, graph_of, open_session
+from quantized import ToolError, open_session
 from rows import Row
 from zoo_models import CALIBRATION, Subject, open_subject
 
@@ -140,23 +140,14 @@ def pruned(model: ir.Model, samples: Sequence[Feeds], **goal: Any) -> ir.Model:
     return made
 
 
-def int8(model: ir.Model, samples: Sequence[Feeds], backend: str) -> Artifact:
-    """Return edgewise's w8a8 model for a backend.
-
-    Raises:
-        ToolError: If edgewise or the backend refuses.
-    """
-    return compiled(graph_of(model, samples, "w8a8", backend), backend)
-
-
-def compiled(model: ir.Model, backend: str) -> Artifact:
+def compiled(model: ir.Model, backend: str, precision: Precision = "fp32") -> Artifact:
     """Return a model as a backend runs it.
 
     Raises:
         ToolError: If the backend refuses.
     """
     try:
-        return registry.get(backend).compile(model, RunOptions())
+        return registry.get(backend).compile(model, RunOptions(precision=precision))
     except EdgewiseError as error:
         raise ToolError(f"{backend}: {error.message}") from error
 
