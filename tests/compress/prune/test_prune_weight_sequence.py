@@ -12,6 +12,7 @@ import pytest
 
 from edgewise.compress.gram import Moments
 from edgewise.compress.nodes import constant
+from edgewise.compress.prune.weight_layers import Layer, layer_of
 from edgewise.compress.prune.weight_sequence import PrunedWeights, prune_weights
 from edgewise.compress.prune.weights import Blocks, KeptOfEvery, Pattern, Unstructured
 from edgewise.compress.runner import Opener
@@ -174,6 +175,28 @@ def test_few_samples_are_said_and_do_no_harm(ort_run: MakeRun) -> None:
     assert any("1 samples gave 1 rows for its 12 inputs, and 12 samples would give enough" in one for one in reasons)
     assert noise(model, found.model, ort_run) < 0.6
     assert all(layer.error is None for layer in found.layers)
+
+
+def test_layers_with_few_rows_are_not_taken_for_redundant() -> None:
+    draw = np.random.default_rng(0)
+    b = GraphBuilder("wide")
+    b.input("x", [1, 64])
+    one = b.node("Relu", b.node("MatMul", "x", b.constant(draw.standard_normal((64, 64)).astype(np.float32) / 8)))
+    b.output(b.node("MatMul", one, b.constant(draw.standard_normal((64, 64)).astype(np.float32) / 8)), "y")
+    model = b.build()
+    wide = layer_of(next(iter(model.graph)), Unstructured())
+    assert isinstance(wide, Layer)
+    found = []
+    for count in (8, 4000):
+        moments = wide.moments()
+        for sample in range(count):
+            x = draw.standard_normal((1, 64)).astype(np.float32)
+            moments.add(x, x, sample=sample)
+        summary = moments.all()
+        assert summary is not None
+        found.append(float(np.median(wide.scores(summary))))
+    # Undamped, the inverse of a matrix of rank 8 would make most of them a hundredth.
+    assert 0.3 < found[0] / found[1] < 3
 
 
 def test_no_samples_leave_magnitudes(ort_run: MakeRun) -> None:

@@ -77,8 +77,15 @@ class Layer:
         return float(solve.error(self.matrix, self.gram(summary)[0]).sum())
 
     def scores(self, summary: Summary) -> Stack:
-        """Return what removing each weight alone costs, as a share of the variance of all outputs."""
-        gram = solve.damped(self.gram(summary)[0], _SCORED_RIDGE)
+        """Return what removing each weight alone costs, as a share of the variance of all outputs.
+
+        With few rows, inputs look as if others could stand in for them, which is chance. So the Gram matrix is drawn
+        towards a multiple of the identity with the same trace, the more, the more columns there are for each row: the
+        form is that of Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance Matrices",
+        the weight is empirical.
+        """
+        ridge = max(_SCORED_RIDGE, self.unfolding.columns / summary.count)
+        gram = solve.damped(self.gram(summary)[0], ridge) / (1 + ridge)
         return saliency(self.matrix, gram) / max(self.variance(summary), np.finfo(np.float64).tiny)
 
 
