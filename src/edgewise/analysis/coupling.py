@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from edgewise.analysis.channel_flow import Flow, Pattern
-from edgewise.analysis.channel_labels import Joined, Labels
+from edgewise.analysis.channel_labels import Labels
 from edgewise.analysis.channel_rules import apply_rule
-from edgewise.analysis.values import bodies, label, with_inferred_shapes
+from edgewise.analysis.values import bodies, is_constant, label, with_inferred_shapes
 
 Units = npt.NDArray[np.int64]
+
+Place: TypeAlias = tuple[ir.Value, int]
+"""A value and one of its axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +63,7 @@ class Group:
     computes if those units are zero where the `readers` read them.
 
     Attributes:
-        name: Name of the value in which the units first appear; unique within a graph.
+        name: Name of the value in which the units, and no others, first appear; unique within a graph.
         size: How many units there are, >= 2.
         axes: Everything that becomes shorter.
         readers: Where the units are summed over, in the order of the graph; at least one.
@@ -159,41 +164,42 @@ class _Builder:
         made = [output for node in model.graph for output in node.outputs]
         self.values = [value for value in made if value in flow.dims]
         self.values += [value for value in flow.dims if value not in set(self.values)]
-        # Roots of one axis belong to one group: labels of a second kind, one for each free root.
-        self.groups = Joined()
-        self.member = dict(zip(sorted(self.free), self.groups.fresh(len(self.free)).tolist(), strict=True))
-        self.roots: dict[tuple[ir.Value, int], Labels] = {}
+        self.roots: dict[Place, Labels] = {}
 
     def coupling(self) -> Coupling:
         """Return all groups, and what is pinned."""
+        places: dict[int, list[Place]] = {root: [] for root in self.free}
         for value in self.values:
             for axis, labels in enumerate(self.flow.dims[value]):
                 if labels is not None:
-                    roots = self.joined.roots(labels)
-                    self.roots[value, axis] = roots
-                    inside = [self.member[int(root)] for root in dict.fromkeys(roots.tolist()) if root in self.free]
-                    self.groups.join_all(np.array(inside, np.int64))
-        names: dict[int, list[tuple[ir.Value, int]]] = {}
-        for place, roots in self.roots.items():
-            free = next((int(root) for root in roots if int(root) in self.free), None)
-            if free is not None:
-                names.setdefault(self.groups.root(self.member[free]), []).append(place)
-        groups = [self._group(places) for places in names.values()]
-        whole = [group for group in groups if group.size > 1]
-        single = [group for group in groups if group.size == 1]
+                    self.roots[value, axis] = self.joined.roots(labels)
+                    for root in dict.fromkeys(self.roots[value, axis].tolist()):
+                        if root in self.free:
+                            places[root].append((value, axis))
+        # Units of one group lie at the same places: no value then loses all of an axis while every group keeps a unit.
+        groups: dict[tuple[Place, ...], list[int]] = {}
+        for root, where in places.items():
+            groups.setdefault(tuple(where), []).append(root)
+        ordered = sorted(groups.items(), key=lambda item: (self.values.index(item[0][0][0]), min(item[1])))
+        users = Counter(place for where in groups for place in where)
+        made = [self._group(where, set(roots), users) for where, roots in ordered]
+        whole = [group for group in made if group.size > 1]
+        single = [group for group in made if group.size == 1]
         return Coupling(tuple(whole), tuple(self._pinned(single)))
 
-    def _group(self, places: Sequence[tuple[ir.Value, int]]) -> Group:
+    def _group(self, places: Sequence[Place], free: Collection[int], users: Mapping[Place, int]) -> Group:
         numbers: dict[int, int] = {}
         axes = []
         for value, axis in places:
-            roots = self.roots[value, axis]
-            for root in roots.tolist():
-                if root in self.free:
+            roots = self.roots[value, axis].tolist()
+            for root in roots:
+                if root in free:
                     numbers.setdefault(root, len(numbers))
-            axes.append(Axis(value.name or "", axis, np.array([numbers.get(root, -1) for root in roots.tolist()])))
+            axes.append(Axis(value.name or "", axis, np.array([numbers.get(root, -1) for root in roots])))
+        own = next((place for place in places if users[place] == 1 and not is_constant(place[0])), None)
+        first = places[0]
         return Group(
-            name=self._unique(places),
+            name=(own[0].name or "") if own else f"{first[0].name} from {min(self._positions(first, free))}",
             size=len(numbers),
             axes=tuple(axes),
             readers=tuple(
@@ -210,20 +216,11 @@ class _Builder:
             ),
         )
 
+    def _positions(self, place: Place, free: Collection[int]) -> list[int]:
+        return [index for index, root in enumerate(self.roots[place].tolist()) if root in free]
+
     def _holds(self, labels: Labels, numbers: Mapping[int, int]) -> bool:
         return any(root in numbers for root in self.joined.roots(labels).tolist())
-
-    def _unique(self, places: Sequence[tuple[ir.Value, int]]) -> str:
-        """Return the name of the value in which units first appear; with its axis where it has two kinds of them."""
-        value, axis = places[0]
-        kinds = {
-            self.groups.root(self.member[int(root)])
-            for (other, _), roots in self.roots.items()
-            if other is value
-            for root in roots
-            if int(root) in self.free
-        }
-        return f"{value.name}" if len(kinds) == 1 else f"{value.name} axis {axis}"
 
     def _pinned(self, single: Sequence[Group]) -> list[Pinned]:
         """Return what every maker makes that has to stay."""
