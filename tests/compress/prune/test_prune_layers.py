@@ -183,3 +183,53 @@ def test_stand_ins_that_do_not_fit_are_refused() -> None:
         replace(model, region, Linear(np.full((6, 4), 1e300), np.zeros(6)))
     with pytest.raises(ContractError, match="belongs to one graph"):
         replace(conv_net(), region, Linear(np.ones((6, 4)), np.zeros(6)))
+
+
+def made_net(kernel: int, strides: int, *, read: bool = False) -> ir.Model:
+    """Return a Conv, whose output another node may read, and a region behind it with twice the stride."""
+    b = GraphBuilder("made")
+    x = b.input("x", (1, 3, 17, 17))
+    pads, weight = [kernel // 2] * 4, b.weight(8, 3, kernel, kernel)
+    x = b.node("Conv", x, weight, b.weight(8, fan_in=4), pads=pads, strides=[strides] * 2, name="maker")
+    y = b.node("Relu", b.node("Conv", x, b.weight(16, 8, 3, 3), pads=[1] * 4, strides=[2, 2], name="first"))
+    size = {1: 9, 2: 5}[strides]
+    b.output(b.node("Conv", y, b.weight(8, 16, 3, 3), pads=[1] * 4, name="second"), "y", (1, 8, size, size))
+    if read:
+        b.output(b.node("Neg", x, name="reader"), "z", None)
+    return b.build()
+
+
+@pytest.mark.parametrize(("kernel", "strides", "read"), [(3, 1, False), (3, 2, False), (1, 1, False), (3, 1, True)])
+def test_a_map_behind_a_convolution_of_its_own_becomes_one_with_it(
+    kernel: int, strides: int, read: bool, any_run: MakeRun
+) -> None:
+    model = made_net(kernel, strides, read=read)
+    region = next(one for one in find_regions(model).found if (one.entry, one.exit) == ("maker_out", "y"))
+    random = np.random.default_rng(0)
+    stand_in = Linear(random.standard_normal((8, 8)), random.standard_normal(8))
+    result = replace(model, region, stand_in)
+    convolutions = [node for node in result.graph if node.op_type == "Conv"]
+    assert len(convolutions) == (2 if read else 1)
+    feeds = random_feeds(model)
+    b = observed(model, "maker_out")
+    expected = mapped(any_run(b)(feeds)["maker_out"], stand_in, 1, (2, 2))
+    # Sums of 27 products, then of 8: a few roundings of numbers near 10.
+    np.testing.assert_allclose(any_run(result)(feeds)["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def observed(model: ir.Model, name: str) -> ir.Model:
+    """Return the model with one more output."""
+    copy = model.clone()
+    copy.graph.outputs.append(next(v for node in copy.graph for v in node.outputs if v.name == name))
+    return copy
+
+
+def test_a_map_is_merged_only_where_that_multiplies_no_more() -> None:
+    b = GraphBuilder("narrow")
+    x = b.node("Gemm", b.input("x", (1, 32)), b.weight(2, 32), transB=1, name="narrow")
+    y = b.node("Relu", b.node("Gemm", x, b.weight(64, 2), transB=1, name="up"))
+    b.output(b.node("Gemm", y, b.weight(32, 64), transB=1, name="down"), "y", (1, 32))
+    model = b.build()
+    region = next(one for one in find_regions(model).found if (one.entry, one.exit) == ("narrow_out", "y"))
+    result = replace(model, region, Linear(np.ones((32, 2)), np.zeros(32)))
+    assert [node.op_type for node in result.graph].count("Gemm") == 2

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace as replace_field
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from edgewise.analysis.values import label
+from edgewise.compress.nodes import constant
+from edgewise.compress.prune.behind import Reader, readers
 from edgewise.compress.prune.regions import Channels, Region
 from edgewise.compress.prune.stand_in import Affine, Linear, StandIn
+from edgewise.compress.unfold import Window
 from edgewise.errors import ContractError
 from edgewise.records.tensors import Array
 
@@ -42,7 +48,8 @@ def drop(model: ir.Model, region: Region) -> ir.Model:
 def replace(model: ir.Model, region: Region, stand_in: StandIn) -> ir.Model:
     """Return a copy of `model` in which `stand_in` makes the core of `region` of its entry.
 
-    It is a Conv with a window of one place, or a MatMul or Gemm beside products of matrices; one scale and one shift a
+    It is a Conv with a window of one place, or a MatMul or Gemm beside products of matrices. Where a Conv or Gemm makes
+    the entry and nothing but the region reads it, both become one if that multiplies no more. A scale and a shift of each
     channel are a Mul and an Add, which `passes.optimize` merges into a neighbour where there is a linear one.
 
     Args:
@@ -64,7 +71,9 @@ def replace(model: ir.Model, region: Region, stand_in: StandIn) -> ir.Model:
     if isinstance(stand_in, Affine):
         made = writer.affine(entry, stand_in, channels)
     else:
-        made = writer.linear(entry, stand_in, channels)
+        made = writer.merged(_maker(copy, entry, region), stand_in, channels) or writer.linear(
+            entry, stand_in, channels
+        )
     _redirect(copy.graph, core, made)
     common.RemoveUnusedNodesPass()(copy)
     return copy
@@ -82,6 +91,18 @@ def _check(channels: Channels, stand_in: StandIn) -> None:
             f"A stand-in has to lead from {channels.entry} channels to {channels.exit} with the steps "
             f"{list(channels.strides)}; this one does not."
         )
+
+
+def _maker(model: ir.Model, entry: ir.Value, region: Region) -> Reader | None:
+    """Return the Conv or Gemm that makes the entry for the region alone, or None where there is none."""
+    node, inside = entry.producer(), set(region.nodes)
+    if node is None or entry.is_graph_output() or not all(label(reader) in inside for reader in entry.consumers()):
+        return None
+    found = next((one for one in readers(model.graph) if isinstance(one, Reader) and one.node is node), None)
+    if found is None or node.op_type not in {"Conv", "Gemm"} or found.unfolding.groups > 1 or found.output is not entry:
+        return None
+    padding = node.attributes.get_string("auto_pad", "NOTSET")
+    return found if padding in {"NOTSET", "VALID"} and not node.attributes.get_int("transA", 0) else None
 
 
 class _Writer:
@@ -113,6 +134,30 @@ class _Writer:
         product = self._node("MatMul", [entry, self._constant("weight", stand_in.matrix.T)])
         return self._node("Add", [product, shift])
 
+    def merged(self, maker: Reader | None, stand_in: Linear, channels: Channels) -> ir.Value | None:
+        """Return what one node makes of the maker's input, or None where two nodes multiply less.
+
+        `A (W x + b) + s = (A W) x + (A b + s)`; every s-th place of a window with stride t has the stride `s t`.
+        """
+        if maker is None:
+            return None
+        columns, step = maker.unfolding.columns, math.prod(channels.strides)
+        if columns * channels.exit > step * columns * channels.entry + channels.entry * channels.exit:
+            return None
+        given = constant(maker.bias)
+        bias = np.zeros(channels.entry) if given is None else given.astype(np.float64)
+        shift = self._constant("shift", stand_in.matrix @ bias + stand_in.shift)
+        matrix = stand_in.matrix @ maker.weight[0]
+        if isinstance(maker.unfolding, Window):
+            weight = self._constant(
+                "weight", replace_field(maker.unfolding, outputs=channels.exit).restore(matrix[None])
+            )
+            pairs = zip(maker.unfolding.strides, channels.strides, strict=True)
+            more = {"strides": ir.AttrInt64s("strides", [one * other for one, other in pairs])}
+            kept = {name: value for name, value in maker.node.attributes.items() if name != "strides"}
+            return self._node("Conv", [maker.source, weight, shift], **kept, **more)
+        return self._node("Gemm", [maker.source, self._constant("weight", matrix), shift], transB=1)
+
     def _constant(self, what: str, values: Array) -> ir.Value:
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(values.astype(self._type))
@@ -124,7 +169,7 @@ class _Writer:
         self._graph.register_initializer(value)
         return value
 
-    def _node(self, operator: str, inputs: list[ir.Value], **attributes: int | list[int]) -> ir.Value:
+    def _node(self, operator: str, inputs: list[ir.Value], **attributes: int | list[int] | ir.Attr) -> ir.Value:
         node = ir.node(operator, inputs, attributes, name=_free(self._graph, f"{self._core.name}_{operator.lower()}"))
         node.outputs[0].name = _free(self._graph, f"{node.name}_out")
         node.outputs[0].type = self._core.type
