@@ -44,7 +44,9 @@ _SETTINGS: Final = tuple(
     for position in (0, 2)
 )
 """How each part is compressed: for bytes, and for words of four bytes. Both are tried. Normal numbers rounded to 4 bits
-(entropy .383 of their bytes) become .404, xz's own preset makes .416 of them in five times the time."""
+(entropy .383 of their bytes) become .404, xz's own preset makes .416 of them in five times the time. Two to a byte, as
+ONNX has integers of 4 bits, they come nearer: the trained weights of two convolutional networks took 1.002 and 1.017
+times the entropy of each tensor, and 1.003 times with half of them zero. A coder of our own would not pay."""
 
 _MEMORY: Final = 64 << 20
 """Bytes that unpacking may take; a stream of our settings needs two megabytes."""
