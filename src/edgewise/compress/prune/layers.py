@@ -49,8 +49,8 @@ def replace(model: ir.Model, region: Region, stand_in: StandIn) -> ir.Model:
     """Return a copy of `model` in which `stand_in` makes the core of `region` of its entry.
 
     It is a Conv with a window of one place, or a MatMul or Gemm beside products of matrices. Where a Conv or Gemm makes
-    the entry and nothing but the region reads it, both become one if that multiplies no more. A scale and a shift of each
-    channel are a Mul and an Add, which `passes.optimize` merges into a neighbour where there is a linear one.
+    the entry and nothing but the region reads it, both become one if that multiplies no more. A scale and a shift of
+    each channel are a Mul and an Add, which `passes.optimize` merges into a neighbour where there is a linear one.
 
     Args:
         model: The model in which the region was found; not changed.
