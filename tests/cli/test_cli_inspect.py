@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.cli.conftest import Bench, Said
 
-from edgewise.cli.inspect import _declines
+from edgewise.cli.inspect import _backend, _declines
+from edgewise.compress.quantize.reasons import write_reasons
+from edgewise.formats.onnx import save
+from edgewise.pipeline.inspect import BackendView
 from edgewise.records.findings import Decline
+from edgewise.testing.graphs import mlp
 
 
 def decline(node: str, reason: str) -> Decline:
@@ -35,3 +40,24 @@ def test_shapes_that_are_asked_for(bench: Bench, edgewise: Callable[..., Said]) 
     said = edgewise("inspect", bench.model, "--shape", "image=2,3,16,16")
     assert said.code == 0
     assert "image float32 [2, 3, 16, 16]" in said.out
+
+
+def test_reasons_that_two_backends_share_are_listed_once() -> None:
+    views = [BackendView(backend=name, state="runs", floats=tuple(DECLINES)) for name in ("ort", "openvino")]
+    assert _backend(views[1], views[:1], verbose=True).splitlines() == [
+        "openvino: runs",
+        "  int8: 0 nodes",
+        "  float: 4 nodes, as in ort",
+    ]
+    other = BackendView(backend="openvino", state="runs", floats=tuple(DECLINES[:1]))
+    assert "a (Add)" in _backend(other, views[:1], verbose=True)
+
+
+def test_what_stayed_float_when_the_model_was_quantized_is_shown(tmp_path: Path, edgewise: Callable[..., Said]) -> None:
+    model = mlp()
+    write_reasons(model, DECLINES)
+    save(model, tmp_path / "m.onnx")
+    assert (
+        "when it was quantized:\n  3x Add: its input `y` is float, and likewise"
+        in edgewise("inspect", tmp_path / "m.onnx").out
+    )

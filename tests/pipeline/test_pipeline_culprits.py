@@ -10,6 +10,8 @@ import onnx_ir as ir
 import pytest
 from tests.pipeline.conftest import Task, latency
 
+from edgewise.compress.quantize.placement import KEPT
+from edgewise.compress.quantize.reasons import write_reasons
 from edgewise.errors import BackendError, EdgewiseError, RecipeError
 from edgewise.formats.onnx import save
 from edgewise.measure.process import Entry
@@ -19,6 +21,7 @@ from edgewise.pipeline.diff import diff
 from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Quiet
 from edgewise.pipeline.request import DataRequest
+from edgewise.records.findings import Decline
 from edgewise.records.measurements import Latency
 from edgewise.records.tensors import Array, Feeds
 from edgewise.testing.graphs import GraphBuilder
@@ -118,6 +121,13 @@ def test_layers_that_do_damage_jointly_are_named_together() -> None:
     assert set(found.joint) == {"b", "c"}
     assert found.joint_share > 0.5
     assert run(models()).joint == ()
+
+
+def test_a_layer_that_was_kept_for_its_damage_is_told_from_one_that_cannot_be_quantized() -> None:
+    first, second = models()
+    write_reasons(second, [Decline(stage="quantize", node="last", operator="MatMul", reason=KEPT)])
+    (last,) = run((first, second)).floats
+    assert (last.cause, last.why) == ("kept", KEPT)
 
 
 def test_labels_give_points() -> None:

@@ -11,10 +11,12 @@ import pytest
 from tests.pipeline.conftest import FakeMeasures, Task, answers
 
 import edgewise
+from edgewise.compress.quantize.reasons import read_reasons
 from edgewise.errors import DataError, ModelError, RecipeError
 from edgewise.formats.onnx import save, to_bytes
 from edgewise.passes.contract import is_legal
 from edgewise.pipeline import bench as bench_module
+from edgewise.pipeline.inspect import inspect
 from edgewise.records.candidate import RangeMethod
 from edgewise.testing.graphs import GraphBuilder, conv_net, mlp, two_input_net
 
@@ -132,3 +134,17 @@ def test_bench(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     result = edgewise.bench(task.model, data=task.samples, budget_s=1.5)
     assert [row.name for row in result.rows] == ["model.onnx: ort"]
     assert fake.groups == [(("model.onnx: ort",), 1.5)]
+
+
+def test_what_stayed_float_is_in_the_model_and_shown(tmp_path: Path) -> None:
+    b = GraphBuilder("partly")
+    value = b.node("Gemm", b.input("x", (1, 8)), b.weight(8, 8), name="first")
+    b.output(b.node("MatMul", value, b.node("Transpose", value), name="product"), "y", (1, 1))
+    model = b.build()
+    quantized = edgewise.quantize(model, [np.ones(8, np.float32)], "w8a16", extra_time=0)
+    assert not model.metadata_props
+    reasons = read_reasons(quantized)
+    assert reasons == read_reasons(quantized.clone())
+    assert len(reasons) == len(set(reasons))
+    ir.save(quantized, tmp_path / "m.onnx")
+    assert inspect(tmp_path / "m.onnx", {}).quantization == reasons

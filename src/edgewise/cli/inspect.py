@@ -52,7 +52,10 @@ def render(inspection: Inspection, *, verbose: bool) -> str:
         ("fusion", _fusion(inspection)),
     ]
     parts = [table((), rows)]
-    parts.extend(_backend(view, verbose=verbose) for view in inspection.backends)
+    for index, view in enumerate(inspection.backends):
+        parts.append(_backend(view, inspection.backends[:index], verbose=verbose))
+    if inspection.quantization:
+        parts.append("float or wider when it was quantized:\n" + _declines(inspection.quantization, verbose=verbose))
     if inspection.declines:
         parts.append("not fused:\n" + _declines(inspection.declines, verbose=verbose))
     parts.append(_layers(inspection))
@@ -70,13 +73,17 @@ def _fusion(inspection: Inspection) -> str:
     return f"{before} nodes become {inspection.fused_nodes}, by {len(inspection.changes)} changes"
 
 
-def _backend(view: BackendView, *, verbose: bool) -> str:
+def _backend(view: BackendView, others: Sequence[BackendView], *, verbose: bool) -> str:
+    """Return what a backend makes of the model; what holds of one of the `others` as well is not listed again."""
     lines = [f"{view.backend}: {view.state}"]
     if view.lacks:
         lines.append(_declines(view.lacks, verbose=verbose))
     if view.state != "missing":
         lines.append(f"  int8: {view.quantized} nodes")
-    if view.floats:
+    same = next((other.backend for other in others if other.floats == view.floats), None)
+    if view.floats and same is not None:
+        lines.append(f"  float: {len(view.floats)} nodes, as in {same}")
+    elif view.floats:
         lines.append(f"  float: {len(view.floats)} nodes\n{_declines(view.floats, verbose=verbose)}")
     return "\n".join(lines)
 

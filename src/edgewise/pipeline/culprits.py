@@ -18,7 +18,8 @@ from edgewise.backends import registry
 from edgewise.compress.quantize.aligned import aligned
 from edgewise.compress.quantize.causes import Cause, diagnose, tapped
 from edgewise.compress.quantize.operators import RECURRENT, WEIGHTED
-from edgewise.compress.quantize.placement import label, place
+from edgewise.compress.quantize.placement import KEPT, label, place
+from edgewise.compress.quantize.reasons import read_reasons
 from edgewise.compress.quantize.restore import matched, quantized_nodes, restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
 from edgewise.errors import DataError, EdgewiseError, RecipeError
@@ -358,8 +359,9 @@ def cost(before: Latency, after: Latency) -> Cost:
 
 
 def _floats(reference: ir.Model, quantized: ir.Model, backend: str) -> tuple[Culprit, ...]:
-    """Return the layers that are in floating point, with the reason that a plan for the backend gives."""
+    """Return the layers that are in floating point: why, as the model says, else as a plan for the backend does."""
     declines = {decline.node: decline.reason for decline in place(reference, registry.get(backend).target()).declines}
+    declines |= {decline.node: decline.reason for decline in read_reasons(quantized)}
     integers = set(quantized_nodes(quantized))
     return tuple(
         Culprit(
@@ -369,7 +371,7 @@ def _floats(reference: ir.Model, quantized: ir.Model, backend: str) -> tuple[Cul
             gained=None,
             flips=None,
             points=None,
-            cause="unsupported",
+            cause="kept" if declines.get(label(node)) == KEPT else "unsupported",
             why=declines.get(label(node), "it was left in floating point, although it could be 8-bit"),
         )
         for node in quantized.graph

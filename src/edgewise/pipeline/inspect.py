@@ -15,6 +15,7 @@ from edgewise.analysis.cost import layer_costs
 from edgewise.analysis.roofline import PeakRates, lower_bound_us
 from edgewise.backends import registry
 from edgewise.compress.quantize.placement import place
+from edgewise.compress.quantize.reasons import read_reasons
 from edgewise.errors import BackendMissingError, ContractError, ModelError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.inputs import load_model
@@ -66,6 +67,7 @@ class Inspection(Record, frozen=True, kw_only=True):
         changes: What the passes do.
         declines: What they decline, and operators outside of the standard.
         backends: What each backend can do.
+        quantization: What stayed float when the model was quantized, and why, where the model says so.
     """
 
     facts: ModelFacts
@@ -77,6 +79,7 @@ class Inspection(Record, frozen=True, kw_only=True):
     changes: tuple[Change, ...]
     declines: tuple[Decline, ...]
     backends: tuple[BackendView, ...]
+    quantization: tuple[Decline, ...] = ()
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> Inspection:
@@ -105,6 +108,7 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> Inspect
         changes=changes,
         declines=(*model.declines, *declines),
         backends=tuple(_view(name, model.fixed, fused) for name, entry in registry.BACKENDS.items() if entry.fast),
+        quantization=read_reasons(model.fixed),
     )
 
 

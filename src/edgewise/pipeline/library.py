@@ -14,6 +14,7 @@ from edgewise.analysis.facts import port
 from edgewise.analysis.target import Target
 from edgewise.backends import registry
 from edgewise.compress.quantize.placement import place
+from edgewise.compress.quantize.reasons import write_reasons
 from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.weight_only import store_weights
 from edgewise.errors import DataError, ModelError, RecipeError
@@ -71,8 +72,14 @@ def quantize(
     Every choice is made by what it does to the model's outputs on the samples, without labels. With `extra_time` layers
     are timed on this machine, so that two calls may keep different ones in float; 0 makes the result reproducible.
 
+    What stayed float or got more bits, and why, is in the model's `metadata_props["edgewise.declines"]`, a JSON list;
+    `edgewise inspect` shows it. Where weights alone are quantized, the arithmetic is in float: plain ONNX Runtime
+    dequantizes the weights in each run, slower than float by far, unless its session has the option
+    `session.disable_quant_qdq` = 1; and `session.qdq_matmulnbits_accuracy_level` has to be 1, or it rounds activations
+    as well. Bundles set both.
+
     Args:
-        model: A model with a fixed batch, as `load` gives it; it is not changed.
+        model: A model with a fixed batch, as `load` gives it (it fixes the batch to 1); it is not changed.
         samples: Unlabelled samples without a batch axis, prepared as the model wants them: one array for the only
             input, or arrays by input name. Each is read once, and at most 512 MiB of them are kept. None makes
             synthetic ones, as `--data none` does.
@@ -128,7 +135,10 @@ def quantize(
             yield feeds_of(_sample(sample, where), inputs, where=where)
 
     quantizer = Quantizer(gather(fused, [target], lambda _run: feeds()), target)
-    return quantizer.model(quantizer.decide(step))
+    decision = quantizer.decide(step)
+    quantized = quantizer.model(decision)
+    write_reasons(quantized, decision.plan.declines)
+    return quantized
 
 
 def _sample(given: Array | Mapping[str, Array], where: str) -> Sample:

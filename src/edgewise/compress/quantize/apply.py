@@ -8,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgewise.compress import nodes
+from edgewise.compress.quantize.placement import KEPT
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, integers_of, scales_of
+from edgewise.compress.quantize.reasons import write_reasons
 from edgewise.errors import ContractError, ModelError
 from edgewise.formats.opset import raise_opset
 from edgewise.records.arrays import StoredArray
@@ -28,7 +30,7 @@ def apply(model: ir.Model, plan: Plan) -> ir.Model:
     """Return a copy of `model` that is quantized as `plan` says; whatever stays as it was is shared.
 
     16-bit activations, 4-bit weights and blocks need opset 21, 2-bit weights opset 25: the copy is raised to what it
-    needs.
+    needs. Its metadata says which nodes stayed float by choice (`reasons`).
 
     Args:
         model: The model for which the plan was made; not changed.
@@ -52,6 +54,8 @@ def apply(model: ir.Model, plan: Plan) -> ir.Model:
     for weight in plan.weights:
         writer.quantize_weight(weight)
     writer.remove_unused()
+    # What could not be quantized can be found out again; what was kept by choice cannot.
+    write_reasons(copy, [decline for decline in plan.declines if decline.reason == KEPT])
     return copy
 
 

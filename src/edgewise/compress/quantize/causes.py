@@ -31,7 +31,7 @@ from edgewise.compress.statistics import observe
 from edgewise.records.codec import Record
 from edgewise.records.tensors import Array, Feeds, Run
 
-Cause: TypeAlias = Literal["range", "outlier-channel", "saturation", "rounding", "unsupported"]
+Cause: TypeAlias = Literal["range", "outlier-channel", "saturation", "rounding", "unsupported", "kept"]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 OUTLIER: Final = 8.0
