@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgewise.analysis.coupling import Coupling, Group
+from edgewise.analysis.coupling import Group, couple
 from edgewise.analysis.values import label
 from edgewise.compress.prune.cut import cut
 from edgewise.passes.apply import optimize as fuse
@@ -65,10 +64,10 @@ def by_magnitude(model: ir.Model, share: float) -> ir.Model:
         share: Part of the units of every group with a single maker that goes: residual streams have several.
 
     Raises:
-        ToolError: If the graph's groups cannot be found.
+        ToolError: If no group has a single maker.
     """
     whole, _ = fuse(model)
-    coupling: Coupling = importlib.import_module("edgewise.analysis.coupling").couple(whole)
+    coupling = couple(whole)
     removed = {group.name: smallest(sizes(whole, group), share) for group in coupling.groups if len(group.makers) == 1}
     if not removed:
         raise ToolError("no group has a single maker")
