@@ -140,7 +140,7 @@ def _with_error(option: Option, error: float) -> Option:
 
 
 def _option(model: ir.Model, one: Seen, width: int, removed: tuple[int, ...]) -> Option:
-    constants: dict[str, Array] = {}
+    constants = dict(one.basis) if removed else {}
     error = 0.0
     for layer, moments in one.layers if removed else ():
         units = column_units(layer, one.group)

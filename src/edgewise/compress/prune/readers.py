@@ -15,6 +15,7 @@ from edgewise.compress.prune.fit import Moments
 from edgewise.compress.prune.linear_layers import Layer, layers
 from edgewise.compress.prune.neurons import Energy, Read, Units
 from edgewise.compress.prune.replay import Replay
+from edgewise.compress.prune.rotate import Basis, Makers, makers_of, principal_basis, rotated
 from edgewise.compress.runner import Opener
 from edgewise.errors import ContractError
 from edgewise.records.tensors import Array, Feeds
@@ -28,11 +29,14 @@ class Seen:
         group: The group.
         layers: Those of its readers that are fitted, with the moments of their inputs.
         reads: What decides which units go.
+        basis: Constants that make the units, by name, in another basis that changes nothing; `reads` are of that basis.
+            Empty where the units stay as they are.
     """
 
     group: Group
     layers: tuple[tuple[Layer, Moments], ...]
     reads: tuple[Read | Energy, ...]
+    basis: Mapping[str, Array]
 
 
 def seen(model: ir.Model, groups: Sequence[Group], open_model: Opener, feeds: Sequence[Feeds]) -> Iterator[Seen]:
@@ -79,6 +83,7 @@ class _Gathering:
     """What is gathered for some groups, each at its place in the graph."""
 
     def __init__(self, model: ir.Model, groups: Sequence[Group]) -> None:
+        self.model = model
         nodes = {label(node): (index, node) for index, node in enumerate(model.graph)}
         fitted = {layer.name: layer for layer in layers(model) if isinstance(layer, Layer)}
         shared: dict[str, _Linear] = {}
@@ -96,7 +101,7 @@ class _Gathering:
                         self.all.append((place, shared[reader.node]))
                     linear.append(shared[reader.node])
                     continue
-                other = _other(group, node, reader)
+                other = _other(model, group, node, reader)
                 if other is not None:
                     others.append(other)
                     self.all.append((place, other))
@@ -114,10 +119,11 @@ class _Gathering:
                 if units is not None and summary is not None:
                     reads.append(Read(one.layer.weight, summary, units))
             reads.extend(other.energy() for other in others)
-            yield Seen(group, tuple((one.layer, one.moments) for one in linear), tuple(reads))
+            basis = next((other.basis(self.model) for other in others if isinstance(other, _Product)), {})
+            yield Seen(group, tuple((one.layer, one.moments) for one in linear), tuple(reads), basis)
 
 
-def _other(group: Group, node: ir.Node, reader: Reader) -> _Product | _Plain | None:
+def _other(model: ir.Model, group: Group, node: ir.Node, reader: Reader) -> _Product | _Plain | None:
     """Return how the units of a reader that is not fitted are seen; None where its other operand shows them already."""
     value = input_at(node, reader.slot)
     source = "" if value is None else str(value.name)
@@ -128,7 +134,9 @@ def _other(group: Group, node: ir.Node, reader: Reader) -> _Product | _Plain | N
         right = input_at(node, 1)
         names = source, "" if right is None else str(right.name)
         axes = pair[0].axis, pair[1].axis
-        return _Product(names, axes, units_of(group, names[0], axes[0]), group.size, _is_softmax_next(node))
+        # Another basis is for this product alone.
+        makers = makers_of(model, group, names) if len(group.readers) == len(pair) else "other nodes read its units"
+        return _Product(names, axes, units_of(group, names[0], axes[0]), group.size, _is_softmax_next(node), makers)
     return _Plain(source, reader.axis, units_of(group, source, reader.axis), group.size)
 
 
@@ -182,10 +190,14 @@ class _Product:
     units: Units
     size: int
     is_softmax_next: bool
+    makers: Makers | str
     total: npt.NDArray[np.float64] = field(init=False)
+    grams: list[npt.NDArray[np.float64]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.total = np.zeros((self.size, self.size))
+        heads = 0 if isinstance(self.makers, str) else self.makers.heads
+        self.grams = [np.zeros((heads, self.size, self.size)) for _ in range(2)]
 
     def add(self, values: Mapping[str, Array], samples: int, sample: int) -> None:  # noqa: ARG002 - as the others
         left, right = (values[name].astype(np.float64) for name in self.sources)
@@ -193,14 +205,34 @@ class _Product:
             right = right - right.mean(axis=-1, keepdims=True)
         # Units last: [.., P, D] each.
         left, right = np.moveaxis(left, self.axes[0], -1), np.moveaxis(right, self.axes[1], -1)
-        grams = (left.swapaxes(-1, -2) @ left) * (right.swapaxes(-1, -2) @ right)
-        added = grams.reshape(-1, *grams.shape[-2:]).sum(axis=0)
+        grams = [one.swapaxes(-1, -2) @ one for one in (left, right)]
+        self._add_heads(grams)
+        product = grams[0] * grams[1]
+        added = product.reshape(-1, *product.shape[-2:]).sum(axis=0)
         belongs = np.flatnonzero(self.units >= 0)
         units = self.units[belongs]
         np.add.at(self.total, (units[:, None], units[None, :]), added[np.ix_(belongs, belongs)])
 
+    def _add_heads(self, grams: Sequence[npt.NDArray[np.float64]]) -> None:
+        """Add one sample's Gram matrices of both operands, a batch of one assumed: all leading axes are heads."""
+        order = np.argsort(self.units, kind="stable")
+        for side, gram in enumerate(grams):
+            heads = gram.reshape(-1, *gram.shape[-2:])
+            if len(heads) != len(self.grams[side]) or len(order) != self.size:
+                self.makers = "its heads are not where its weights have them"
+                return
+            self.grams[side] += heads[:, order[:, None], order[None, :]]
+
+    def _principal(self) -> Basis | None:
+        return None if isinstance(self.makers, str) else principal_basis(*self.grams)
+
     def energy(self) -> Energy:
-        return Energy(self.total)
+        basis = self._principal()
+        return Energy(self.total if basis is None else np.diag(basis.strengths.sum(axis=0)))
+
+    def basis(self, model: ir.Model) -> dict[str, Array]:
+        basis = self._principal()
+        return {} if basis is None or isinstance(self.makers, str) else rotated(model, self.makers, basis)
 
 
 @dataclass

@@ -123,15 +123,14 @@ class _Sweep:
         self.declines: list[Decline] = []
         self.errors = dict.fromkeys(groups, 0.0)
         self.cleared: list[Group] = []
-        found = list(layers(self.now))
-        self.layers = [layer for layer in found if isinstance(layer, Layer)]
-        self.declines.extend(unfitted(groups.values(), found))
 
     def run(self) -> None:
         """Choose, compensate and write, from the first layer that loses something to the last."""
-        stops = [list(stop) for _, stop in itertools.groupby(self.layers, key=lambda layer: layer.source)]
-        local = self._local(stops)
+        found = list(layers(self.now))
+        self.declines.extend(unfitted(self.groups.values(), found))
+        local = self._local(_stops(found))
         self._choose_in_front([group for name, group in self.groups.items() if name not in local])
+        stops = _stops(layers(self.now))  # again: units may have got another basis
         changed = self._first_change(stops)
         stops, local = stops[changed:], {name: place - changed for name, place in local.items()}
         made = {str(value.name): index for index, node in enumerate(self.model.graph) for value in node.outputs}
@@ -174,6 +173,8 @@ class _Sweep:
             return
         for one in seen(self.model, groups, self.open_model, self.feeds):
             name, size = one.group.name, one.group.size
+            for model in (self.model, self.now) if one.basis else ():
+                set_constants(model, one.basis)
             self.removed[name] = eliminate(one.reads, size, least=self.widths[name]).removed(self.widths[name])
             if any(isinstance(read, Energy) for read in one.reads):
                 self.cleared.append(one.group)
@@ -226,6 +227,12 @@ class _Sweep:
         return kept, losing
 
 
+def _stops(found: Iterable[Layer | tuple[ir.Node, str]]) -> list[list[Layer]]:
+    """Return the layers in the order of the graph, neighbours that read the same value together."""
+    fitted = (layer for layer in found if isinstance(layer, Layer))
+    return [list(stop) for _, stop in itertools.groupby(fitted, key=lambda layer: layer.source)]
+
+
 def unfitted(groups: Iterable[Group], found: Sequence[Layer | tuple[ir.Node, str]]) -> list[Decline]:
     """Return the readers of groups that cannot make up for units that go, each with the reason."""
     fitted = {layer.name for layer in found if isinstance(layer, Layer)}
@@ -258,7 +265,12 @@ def too_few(layer: Layer, moments: Moments, kept: Mask) -> Decline | None:
 
 def write(model: ir.Model, layer: Layer, fitted: Fit) -> None:
     """Write a fitted layer into the model that it belongs to, in place."""
-    for name, values in layer.constants(model, fitted).items():
+    set_constants(model, layer.constants(model, fitted))
+
+
+def set_constants(model: ir.Model, constants: Mapping[str, Array]) -> None:
+    """Write constants into a model, in place."""
+    for name, values in constants.items():
         model.graph.initializers[name].const_value = ir.tensor(values, name=name)
 
 
