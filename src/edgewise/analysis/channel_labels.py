@@ -17,56 +17,69 @@ Dims: TypeAlias = tuple[Labels | None, ...]
 
 
 class Joined:
-    """Labels as a union-find (Tarjan 1975): what was joined has one root, and a pin holds all of its set."""
+    """Labels as a union-find (Tarjan 1975) on arrays: what was joined has one root, its oldest label."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
-        self._reason: dict[int, str] = {}
+        self._parent: Labels = np.zeros(0, np.int64)
+        self._count = 0
+        self._pins: list[tuple[Labels, str]] = []
+        self._held: dict[int, str] | None = None
 
     def fresh(self, count: int) -> Labels:
         """Return new labels, shape `[count]`."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return np.arange(start, start + count, dtype=np.int64)
+        start, self._count = self._count, self._count + count
+        if self._count > len(self._parent):
+            grown = np.arange(2 * self._count, dtype=np.int64)
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+        return np.arange(start, self._count, dtype=np.int64)
 
     def root(self, label: int) -> int:
         """Return the label that stands for all that were joined with this one."""
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
+        return int(self.roots(np.array([label]))[0])
 
     def roots(self, labels: Labels) -> Labels:
         """Return the root of each label."""
-        return np.array([self.root(int(label)) for label in labels], np.int64)
+        found = self._parent[labels]
+        while not np.array_equal(found, above := self._parent[found]):
+            found = above
+        self._parent[labels] = found
+        return found
 
     def join(self, ones: Labels, others: Labels) -> None:
-        """Join labels pair by pair."""
-        for one, other in zip(ones, others, strict=True):
-            first, second = self.root(int(one)), self.root(int(other))
-            if first == second:
-                continue
-            # The older label stays root, and its reason with it.
-            first, second = min(first, second), max(first, second)
-            self._parent[second] = first
-            reason = self._reason.pop(second, None)
-            if reason is not None:
-                self._reason.setdefault(first, reason)
+        """Join labels pair by pair; the two have one shape."""
+        self._held = None
+        while True:
+            first, second = self.roots(ones), self.roots(others)
+            apart = first != second
+            if not apart.any():
+                return
+            older = np.minimum(first[apart], second[apart])
+            # A root with several partners gets the oldest of them; the next round joins the rest.
+            np.minimum.at(self._parent, np.maximum(first[apart], second[apart]), older)
 
     def join_all(self, labels: Labels) -> None:
         """Join all of some labels."""
-        if len(labels):
-            self.join(np.full(len(labels) - 1, labels[0]), labels[1:])
+        self.join_rows(labels[None])
+
+    def join_rows(self, rows: Labels) -> None:
+        """Join all labels of each row, shape `[rows, any]`."""
+        if rows.shape[1] > 1:
+            self.join(np.broadcast_to(rows[:, :1], rows[:, 1:].shape), rows[:, 1:])
 
     def pin(self, labels: Labels, reason: str) -> None:
         """Let labels stay, for a reason; of several reasons the first holds."""
-        for root in dict.fromkeys(map(int, self.roots(labels))):
-            self._reason.setdefault(root, reason)
+        self._held = None
+        self._pins.append((labels, reason))
 
     def why_pinned(self, root: int) -> str | None:
         """Return why a root has to stay, or None where it may go."""
-        return self._reason.get(root)
+        if self._held is None:
+            self._held = {}
+            for labels, reason in self._pins:
+                for one in np.unique(self.roots(labels)).tolist():
+                    self._held.setdefault(one, reason)
+        return self._held.get(root)
 
 
 def blocks(before: Sequence[int], behind: Sequence[int]) -> list[tuple[list[int], list[int]]]:

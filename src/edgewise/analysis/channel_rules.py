@@ -87,14 +87,13 @@ def _share_within(flow: Flow, node: ir.Node, data: Labels | None, weight: Dims, 
 
 def _whole_groups(flow: Flow, data: Labels | None, made: Labels, groups: int, reason: str) -> None:
     rows = made.reshape(groups, -1)
-    for row in rows:
-        flow.joined.join_all(row)
+    flow.joined.join_rows(rows)
     if data is None:
         flow.joined.pin(made, reason)
         return
-    for row, column in zip(rows, data.reshape(groups, -1), strict=True):
-        flow.joined.join_all(column)
-        flow.joined.join(row[:1], column[:1])
+    columns = data.reshape(groups, -1)
+    flow.joined.join_rows(columns)
+    flow.joined.join(rows[:, 0], columns[:, 0])
 
 
 def _conv_transpose(flow: Flow, node: ir.Node) -> list[Dims]:

@@ -51,8 +51,7 @@ def reshaped(flow: Flow, node: ir.Node, dims: Dims, before: Sequence[int], behin
         if long:
             chosen = _axis_of_units(flow, elements, sizes, long, (tuple(before), tuple(behind)))
             rows = along(elements, sizes, chosen)
-            for row in rows:
-                flow.joined.join_all(np.unique(row))
+            flow.joined.join_rows(rows)
             result[outs[chosen]] = rows[:, 0].copy()
     return tuple(result)
 
@@ -233,8 +232,7 @@ def _depth_to_space(flow: Flow, node: ir.Node) -> list[Dims]:
         return [(dims[0], None, None, None)]
     inner = node.attributes.get_string("mode", "DCR") == "CRD"
     rows = channels.reshape(-1, size * size) if inner else channels.reshape(size * size, -1).T
-    for row in rows:
-        flow.joined.join_all(row)
+    flow.joined.join_rows(rows)
     return [(dims[0], rows[:, 0].copy() if len(rows) > 1 else None, None, None)]
 
 
