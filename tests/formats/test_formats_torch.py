@@ -187,6 +187,21 @@ def test_integer_weights_are_trained_on_their_grid() -> None:
     np.testing.assert_array_equal(to_module(model, quantized=True).arrays()[name], before)
 
 
+def test_the_gradient_passes_rounding_but_not_the_ends() -> None:
+    x = np.array([[0.3, 5.0, -400.0, 400.0]], np.float32)
+    b = GraphBuilder("net")
+    scale, zero = b.constant(np.float32(0.5)), b.constant(np.int8(0))
+    step = b.node("QuantizeLinear", b.input("x", (1, 4)), scale, zero)
+    b.output(b.node("DequantizeLinear", step, scale, zero), "y", (1, 4))
+    feed = torch.from_numpy(x)[None].requires_grad_()
+
+    given = to_module(b.build())({"x": feed})["y"]
+    given.sum().backward()
+
+    np.testing.assert_array_equal(given.detach().numpy()[0], [[0.5, 5.0, -64.0, 63.5]])
+    np.testing.assert_array_equal(feed.grad.numpy()[0], [[1, 1, 0, 0]])
+
+
 def test_unknown_operators_are_refused_by_name() -> None:
     b = GraphBuilder("net")
     value = b.node("Hardmax", b.input("x", (1, 4)), name="odd")
@@ -196,6 +211,16 @@ def test_unknown_operators_are_refused_by_name() -> None:
     assert [(one.operator, one.node) for one in declines(model)] == [("Hardmax", "odd")]
     with pytest.raises(ModelError, match="`Hardmax` odd"):
         to_module(model)
+
+
+def test_the_older_form_of_group_norm_is_refused() -> None:
+    graph = GraphBuilder("net", opset=20)
+    graph.output(graph.node("Relu", graph.input("x", (1, 4))), "y", (1, 4))
+    model = graph.build()
+    node = model.graph[0]
+    node.op_type = "GroupNormalization"
+
+    assert "before opset 21" in declines(model)[0].reason
 
 
 def test_an_old_opset_is_refused() -> None:

@@ -239,13 +239,16 @@ def instance_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def group_norm(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """GroupNormalization; scale and bias are by group before opset 21, by channel from then on."""
+    """GroupNormalization with scale and bias by channel, as from opset 21 on."""
     groups = call.attributes["num_groups"]
     parts = x.reshape(x.shape[0], groups, -1)
     normal = _normal(parts, (2,), call.get("epsilon", 1e-5)).reshape(x.shape)
-    if call.opset < 21:
-        scale, bias = (one.repeat_interleave(x.shape[1] // groups) for one in (scale, bias))
     return normal * _by_channel(scale, x.dim()) + _by_channel(bias, x.dim())
+
+
+def why_not_group_norm(call: Call) -> str | None:
+    """Return why a GroupNormalization of the older form is refused."""
+    return "its form before opset 21 is deprecated" if call.opset < 21 else None
 
 
 def _normal(x: Tensor, axes: tuple[int, ...], epsilon: float) -> Tensor:

@@ -221,7 +221,9 @@ def _split(call: Call, x: Tensor, sizes: Tensor | None = None) -> Sequence[Tenso
     axis = call.get("axis", 0)
     if sizes is not None:
         return list(torch.split(x, _integers(sizes), dim=axis))
-    return list(torch.split(x, math.ceil(x.shape[axis] / call.outputs), dim=axis))
+    whole = x.shape[axis]
+    size = math.ceil(whole / call.outputs)
+    return list(torch.split(x, [min(size, max(0, whole - k * size)) for k in range(call.outputs)], dim=axis))
 
 
 def _slice(_: Call, x: Tensor, starts: Tensor, ends: Tensor, *more: Tensor | None) -> Tensor:
@@ -363,7 +365,7 @@ OPERATORS: Final[dict[str, Operator]] = {
     "GlobalMaxPool": Operator(layers.global_max),
     "Greater": _binary(torch.gt),
     "GreaterOrEqual": _binary(torch.ge),
-    "GroupNormalization": Operator(layers.group_norm),
+    "GroupNormalization": Operator(layers.group_norm, layers.why_not_group_norm),
     "HardSigmoid": Operator(_hard_sigmoid),
     "HardSwish": _unary(functional.hardswish),
     "Identity": _unary(lambda x: x),

@@ -100,11 +100,9 @@ def _places(call: Call, size: int, wanted: int, factor: float) -> Floats:
         return x * (size - 1) / (wanted - 1) if wanted > 1 else 0 * x
     if place == "pytorch_half_pixel" and wanted == 1:
         return 0 * x
-    middle = (x + 0.5) / factor - 0.5
-    if place == "half_pixel_symmetric":
-        # The output has fewer or more places than the exact factor makes: they are centred.
-        middle = middle + size / 2 * (1 - wanted / (size * factor))
-    return middle
+    # Where the output has not exactly the size that the factor makes, `half_pixel_symmetric` centres its places.
+    offset = size / 2 * (1 - wanted / (factor * size)) if place == "half_pixel_symmetric" else 0.0
+    return offset + (x + 0.5) / factor - 0.5
 
 
 def _rounded(mode: str, at: Floats) -> Indices:
