@@ -49,10 +49,7 @@ MOST_OF_A_LAYER: Final = 0.9
 BATCH: Final = 64
 LEARNING_RATE: Final = 0.02
 TEMPERATURE: Final = 1.0
-"""Of the softmax (Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2).
-
-In a minute or two, the teacher's answers as they are lead further than softer ones. Empirical.
-"""
+"""Of the softmax (Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2): answers as they are."""
 
 GRADIENT_SAMPLES: Final = 256
 """Samples whose gradients Taylor and Hessian use."""
