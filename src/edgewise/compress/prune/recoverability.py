@@ -2,7 +2,8 @@
 
 All regions are seen in one pass over the samples, or in several where their moments do not fit into memory. The layers
 behind a region are fed what they would get without it: the nodes between the exit and those layers are computed a
-second time, on the entry.
+second time, on the entry. Stand-ins are fitted in front of the activation at the exit, which stays: on blocks of a
+residual network the error behind it was then up to 8 % smaller than with a fit to what comes out of it (empirical).
 """
 
 from __future__ import annotations
