@@ -49,7 +49,7 @@ MOST_OF_A_LAYER: Final = 0.9
 BATCH: Final = 64
 LEARNING_RATE: Final = 0.02
 TEMPERATURE: Final = 1.0
-"""Of the softmax (Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2): answers as they are."""
+"""Of softmax (Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2): answers as they are."""
 
 GRADIENT_SAMPLES: Final = 256
 """Samples whose gradients Taylor and Hessian use."""
