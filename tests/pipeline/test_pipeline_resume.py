@@ -21,6 +21,7 @@ from edgewise.formats.onnx import save
 from edgewise.measure.machine import describe
 from edgewise.pipeline import deliver
 from edgewise.pipeline.optimize import Result, Session, optimize
+from edgewise.pipeline.progress import Quiet
 from edgewise.records.run import Run
 from edgewise.records.store import Store
 from edgewise.testing.graphs import mlp
@@ -110,6 +111,17 @@ def test_a_run_killed_after_every_single_record_measures_nothing_twice(
     # One group in each run was timed for the search, one for the ladder.
     assert len(measures.groups) == 4
     assert len(measures.footprints) == 2 * len(result.run.ladder)
+
+
+@pytest.mark.usefixtures("measures")
+def test_a_run_that_goes_on_says_so(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(Quiet, "note", lambda _self, note: heard.append(note))
+    with pytest.raises(Killed), killed_after(8, monkeypatch):
+        task.run()
+    assert not any("goes on" in note for note in heard)
+    task.run()
+    assert any("holds a part of this run: it goes on" in note for note in heard)
 
 
 @pytest.mark.parametrize("when", [8, 20])

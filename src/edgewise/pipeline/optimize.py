@@ -132,6 +132,10 @@ def optimize(
             return Result(finished.run, request.out, finished.missed)
         beginning = workspace.store.recall("beginning", "", Beginning, _begin)
         spent_s = _spent_s(workspace.store)
+        if spent_s:
+            progress.note(
+                f"`{request.out}` holds a part of this run: it goes on, {spent_s:.0f} s of its budget are spent."
+            )
         workspace.store.put("session", "", Session(seconds=clock() - began))
         deadline = Deadline(clock, began - spent_s + request.effort.budget_s)
         job = Job(

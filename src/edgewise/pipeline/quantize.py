@@ -30,7 +30,6 @@ from edgewise.compress.quantize.recipe import Scheme
 from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
 from edgewise.compress.quantize.sequence import round_weights
-from edgewise.compress.quantize.smooth import observed_tensors as smooth_tensors
 from edgewise.compress.quantize.smooth import smooth
 from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.errors import RecipeError
@@ -153,7 +152,8 @@ def gather(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], It
 
 def _statistics(model: ir.Model, targets: Iterable[Target], feeds: Callable[[Run], Iterable[Feeds]]) -> Statistics:
     """Return the statistics of every tensor that a plan may quantize or an equalization may scale."""
-    names: dict[str, int | None] = {**smooth_tensors(model), **channel_groups.observed_tensors(model)}
+    # Smoothing scales a part of these.
+    names: dict[str, int | None] = {**channel_groups.observed_tensors(model)}
     for target in targets:
         # A tensor may be wanted by both: whoever wants means of channels says along which axis they lie.
         for name, axis in observed_tensors(model, target).items():
@@ -229,13 +229,17 @@ def nothing_quantized(declines: Sequence[Decline]) -> RecipeError:
 
 def evenly(feeds: Sequence[Feeds], most: int) -> Sequence[Feeds]:
     """Return at most `most` of the feeds, evenly spread."""
-    return feeds[:: max(1, -(-len(feeds) // most))]
+    return feeds[:: _stride(feeds, most)]
 
 
 def without(feeds: Sequence[Feeds], most: int) -> Sequence[Feeds]:
     """Return the feeds that `evenly(feeds, most)` leaves out."""
-    every = max(1, -(-len(feeds) // most))
+    every = _stride(feeds, most)
     return [feed for index, feed in enumerate(feeds) if index % every]
+
+
+def _stride(feeds: Sequence[Feeds], most: int) -> int:
+    return max(1, -(-len(feeds) // most))
 
 
 @dataclass
@@ -288,6 +292,10 @@ class Quantizer:
             self.note(f"The time budget is too short for {what}; a larger `--budget` tries it.")
         return enough
 
+    @property
+    def _damage_samples(self) -> int:
+        return len(evenly(self.material.feeds, DAMAGE_SAMPLES))
+
     def model(self, decision: Decision) -> ir.Model:
         """Return the quantized model."""
         return apply(self._source(decision).model, decision.plan)
@@ -330,13 +338,13 @@ class Quantizer:
 
     def _rounded(self, decision: Decision) -> Decision:
         """Return `decision` with second-order rounding, or as it is where that makes more noise."""
-        if not self._affords(len(decision.plan.weights) * ROUNDING_SAMPLES // 2, "second-order rounding"):
-            return decision
-        if decision.plan.tensors and self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
-            return decision
         source = self._source(decision)
         # Not on the samples of the trials, where there are others: rounding is fitted to what it sees.
         others = evenly(without(source.feeds, TRIAL_SAMPLES) or source.feeds, ROUNDING_SAMPLES)
+        if not self._affords(len(decision.plan.weights) * len(others) // 2, "second-order rounding"):
+            return decision
+        if decision.plan.tensors and self._noise_of_weights(decision) < LEAST_SHARE * decision.noise:
+            return decision
         rounded = round_weights(source.model, decision.plan, opened, others)
         return self._better(decision, self._tried(replace(decision, plan=rounded)))
 
@@ -378,7 +386,7 @@ class Quantizer:
     def _relieved(self, whole: Decision, extra_time: float, options: RunOptions) -> Decision:
         """Return `whole` with those nodes in float that take away most damage for at most `extra_time` more time."""
         sets = min(len(whole.plan.nodes), 4 * MOST_KEPT)
-        if not self._affords(sets * DAMAGE_SAMPLES, "measuring the damage of each layer"):
+        if not self._affords(sets * self._damage_samples, "measuring the damage of each layer"):
             return whole
         macs = {cost.node: cost.macs for cost in layer_costs(self._source(whole).model)}
         most_macs = MOST_MACS * sum(macs.get(name, 0) for name in whole.plan.nodes)
@@ -406,7 +414,7 @@ class Quantizer:
     def _widened(self, narrow: Decision, step: Quantize) -> Decision:
         """Return `narrow` with 8-bit weights where fewer bits do most damage for the bytes, within `extra_size`."""
         names = list(dict.fromkeys(weight.name for weight in narrow.plan.weights))
-        if not self._affords(len(names) * DAMAGE_SAMPLES, "measuring which weights need more bits"):
+        if not self._affords(len(names) * self._damage_samples, "measuring which weights need more bits"):
             return narrow
         source, feeds = self._source(narrow), evenly(self.material.feeds, DAMAGE_SAMPLES)
 

@@ -65,7 +65,7 @@ def round_trip(x: Values, chosen: Range, dtype: str = "uint8") -> Values:
 )
 def test_rounding_is_that_of_the_runtime(values: Values, ends: Range, dtype: str) -> None:
     parameters = affine.parameters(*ends, dtype)
-    ours = output_error._round_trip(values, *parameters, dtype)
+    ours = affine.round_trip(values, *parameters, dtype)
     np.testing.assert_array_equal(ours, round_trip(values, ends, dtype))
 
 

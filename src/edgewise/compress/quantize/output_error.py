@@ -206,7 +206,7 @@ class _Trial:
             self.sums.energy[name] += _square(output)
         extremes = (exact.min(initial=0.0), exact.max(initial=0.0))
         for index, (chosen, (scale, zero_point)) in enumerate(zip(candidates, parameters, strict=True)):
-            rounded = _round_trip(exact, scale, zero_point, dtype)
+            rounded = affine.round_trip(exact, scale, zero_point, dtype)
             self.sums.own_error[index] += _square(rounded - exact)
             if extremes[0] < chosen[0] or extremes[1] > chosen[1]:
                 low, high = np.float32(chosen[0]), np.float32(chosen[1])
@@ -381,17 +381,6 @@ class _Cutter:
 def _type(value: ir.Value) -> ir.TypeProtocol:
     # Where inference knew no type it is float32: of other types it would have been written down.
     return value.type or ir.TensorType(ir.DataType.FLOAT)
-
-
-def _round_trip(values: FloatArray, scale: float, zero_point: int, dtype: str) -> FloatArray:
-    """Return `values` rounded to integers and back, bit for bit as `affine` does it, with one array of memory."""
-    limits = np.iinfo(dtype)
-    with np.errstate(over="ignore"):  # Infinities saturate.
-        result = np.divide(values, np.float32(scale))
-    np.rint(result, out=result)
-    # The zero point is taken out of the limits instead of added and subtracted: integers below 2 ** 24 stay exact.
-    np.clip(result, np.float32(limits.min - zero_point), np.float32(limits.max - zero_point), out=result)
-    return np.multiply(result, np.float32(scale), out=result)
 
 
 def _square(values: Array) -> float:

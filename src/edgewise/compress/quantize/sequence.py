@@ -62,7 +62,7 @@ def round_weights(model: ir.Model, whole: Plan, open_model: Opener, feeds: Seque
         # Layers that come later are left float: nothing that is observed depends on them.
         so_far = apply(model, replace(whole, weights=tuple(rounded.values())))
         for sample, (x, made) in enumerate(_inputs(model, so_far, source, open_model, feeds)):
-            x_hat = _round_trip(made, quantized[source], whole.activation_type) if source in quantized else made
+            x_hat = _rounded(made, quantized.get(source), whole.activation_type)
             for layer in layers:
                 layer.moments.add(x, x_hat, sample=sample)
         for layer in layers:
@@ -123,10 +123,8 @@ def _inputs(
             yield run_float(feed)[source], run_quantized(feed)[source]
 
 
-def _round_trip(values: Array, tensor: QuantizedTensor, dtype: str) -> Array:
-    """Return `values` as the integers stand for them."""
-    integers = affine.quantize_array(values, tensor.scale, tensor.zero_point, dtype)
-    return affine.dequantize_array(integers, tensor.scale, tensor.zero_point)
+def _rounded(values: Array, tensor: QuantizedTensor | None, dtype: str) -> Array:
+    return values if tensor is None else affine.round_trip(values, tensor.scale, tensor.zero_point, dtype)
 
 
 def _round(layer: _Layer, source: QuantizedTensor | None) -> QuantizedWeight:
