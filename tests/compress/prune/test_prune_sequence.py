@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgewise.analysis.coupling import Axis, Coupling, Group, Reader
+from edgewise.analysis.coupling import Axis, Coupling, Group, Reader, couple
 from edgewise.compress.nodes import constant
 from edgewise.compress.prune.cut import cut
 from edgewise.compress.prune.sequence import prune_neurons
 from edgewise.compress.runner import Opener
-from edgewise.errors import RecipeError
+from edgewise.compress.statistics import observe
+from edgewise.errors import DataError, RecipeError
 from edgewise.records.tensors import Feeds, Run
 from edgewise.testing.graphs import GraphBuilder
 
@@ -127,3 +128,73 @@ def test_the_given_model_is_not_changed(ort_run: MakeRun) -> None:
 def test_widths_that_are_none_are_refused(widths: dict[str, int], message: str, ort_run: MakeRun) -> None:
     with pytest.raises(RecipeError, match=message):
         prune_neurons(residual_net(), inner_groups(), widths, opener(ort_run), samples(2))
+
+
+def test_a_group_that_many_places_read_is_chosen_for_all_of_them(ort_run: MakeRun) -> None:
+    model = residual_net()
+    coupling = couple(model)
+    stream = next(group for group in coupling.groups if len(group.readers) > 2)
+    made = prune_neurons(model, coupling, {stream.name: 4}, opener(ort_run), samples(80))
+    assert len(made.removed[stream.name]) == 2
+    assert differ(model, made.model, ort_run) < 0.5 * differ(model, cut(model, made.removed, coupling), ort_run)
+
+
+def test_what_is_lost_on_a_shortcut_is_made_up_for_behind_it(ort_run: MakeRun) -> None:
+    # Seen from the first block, the second one's sum is wrong by what the first one lost.
+    model, coupling = residual_net(), inner_groups()
+    feeds = samples(80)
+    made = prune_neurons(model, coupling, {"a1_out": 3}, opener(ort_run), feeds)
+    stopped = cut(model, made.removed, coupling)
+    nodes = {node.name: node for node in made.model.graph}
+    for node in stopped.graph:
+        if node.name == "a2":
+            for slot in (1, 2):
+                old, new = node.inputs[slot], nodes["a2"].inputs[slot]
+                assert old is not None
+                assert new is not None
+                old.const_value = new.const_value
+    assert differ(model, made.model, ort_run) < 0.9 * differ(model, stopped, ort_run)
+
+
+def test_too_few_samples_are_named_with_the_number_needed(ort_run: MakeRun) -> None:
+    b = GraphBuilder("wide", seed=2)
+    x = b.node("Relu", b.node("MatMul", b.input("x", [1, 8]), b.weight(8, 40), name="one"), name="relu")
+    b.output(b.node("MatMul", x, b.weight(40, 3), name="two"), "y")
+    model = b.build()
+    draw = np.random.default_rng(1)
+    feeds = [{"x": draw.standard_normal((1, 8)).astype(np.float32)} for _ in range(10)]
+    made = prune_neurons(model, couple(model), {"one_out": 30}, opener(ort_run), feeds)
+    (decline,) = made.declines
+    assert (decline.node, decline.operator) == ("two", "MatMul")
+    assert "fitted to 10 rows, and its 30 inputs need 60, that is 60 samples" in decline.reason
+    more = [{"x": draw.standard_normal((1, 8)).astype(np.float32)} for _ in range(60)]
+    assert prune_neurons(model, couple(model), {"one_out": 30}, opener(ort_run), more).declines == ()
+
+
+def test_a_reader_that_cannot_be_fitted_is_named(ort_run: MakeRun) -> None:
+    b = GraphBuilder("shared", seed=2)
+    shared = b.weight(6, 6, name="twice")
+    x = b.node("Relu", b.node("MatMul", b.input("x", [4, 5]), b.weight(5, 6, name="w"), name="one"), name="relu")
+    first = b.node("MatMul", x, shared, name="two")
+    b.output(b.node("Add", first, b.node("MatMul", x, shared, name="three")), "y")
+    model = b.build()
+    units = np.arange(6)
+    axes = tuple(Axis(name, axis, units) for name, axis in [("w", 1), ("one_out", 1), ("relu_out", 1), ("twice", 0)])
+    group = Group("one_out", 6, axes, (Reader("two", 0, 1, 1), Reader("three", 0, 1, 1)), ("one",))
+    draw = np.random.default_rng(1)
+    feeds = [{"x": draw.standard_normal((4, 5)).astype(np.float32)} for _ in range(20)]
+    made = prune_neurons(model, Coupling((group,), ()), {"one_out": 4}, opener(ort_run), feeds)
+    assert [decline.node for decline in made.declines] == ["two", "three"]
+    assert "another node reads its weights `twice` as well" in made.declines[0].reason
+    energy = np.mean(
+        [np.square(ort_run(observe(model, ["relu_out"]))(feed)["relu_out"]).sum(axis=0) for feed in feeds], 0
+    )
+    assert made.removed["one_out"] == tuple(sorted(np.argsort(energy)[:2]))
+
+
+def test_samples_that_are_none_are_refused(ort_run: MakeRun) -> None:
+    with pytest.raises(DataError, match="at least one sample"):
+        prune_neurons(residual_net(), inner_groups(), {"a1_out": 4}, opener(ort_run), [])
+    broken = [{"x": np.full((1, 3, 8, 8), np.nan, np.float32)}]
+    with pytest.raises(DataError, match="calibration sample 0 makes NaN"):
+        prune_neurons(residual_net(), inner_groups(), {"a1_out": 4}, opener(ort_run), broken)

@@ -123,13 +123,13 @@ class _Sweep:
         self.declines: list[Decline] = []
         self.errors = dict.fromkeys(groups, 0.0)
         self.cleared: list[Group] = []
+        self.turned: list[Group] = []  # in another basis, which is all that a product can do
 
     def run(self) -> None:
         """Choose, compensate and write, from the first layer that loses something to the last."""
-        found = list(layers(self.now))
-        self.declines.extend(unfitted(self.groups.values(), found))
-        local = self._local(_stops(found))
+        local = self._local(_stops(layers(self.now)))
         self._choose_in_front([group for name, group in self.groups.items() if name not in local])
+        self.declines.extend(unfitted(self.now, [group for group in self.groups.values() if group not in self.turned]))
         stops = _stops(layers(self.now))  # again: units may have got another basis
         changed = self._first_change(stops)
         stops, local = stops[changed:], {name: place - changed for name, place in local.items()}
@@ -173,8 +173,10 @@ class _Sweep:
             return
         for one in seen(self.model, groups, self.open_model, self.feeds):
             name, size = one.group.name, one.group.size
-            for model in (self.model, self.now) if one.basis else ():
-                set_constants(model, one.basis)
+            if one.basis:
+                self.turned.append(one.group)
+                for model in (self.model, self.now):
+                    set_constants(model, one.basis)
             self.removed[name] = eliminate(one.reads, size, least=self.widths[name]).removed(self.widths[name])
             if any(isinstance(read, Energy) for read in one.reads):
                 self.cleared.append(one.group)
@@ -233,19 +235,21 @@ def _stops(found: Iterable[Layer | tuple[ir.Node, str]]) -> list[list[Layer]]:
     return [list(stop) for _, stop in itertools.groupby(fitted, key=lambda layer: layer.source)]
 
 
-def unfitted(groups: Iterable[Group], found: Sequence[Layer | tuple[ir.Node, str]]) -> list[Decline]:
+def unfitted(model: ir.Model, groups: Iterable[Group]) -> list[Decline]:
     """Return the readers of groups that cannot make up for units that go, each with the reason."""
+    found = list(layers(model))
     fitted = {layer.name for layer in found if isinstance(layer, Layer)}
-    reasons = {label(node): (node, why) for node, why in (pair for pair in found if not isinstance(pair, Layer))}
-    declines = {}
+    reasons = {label(one[0]): one[1] for one in found if not isinstance(one, Layer)}
+    operators = {label(node): node.op_type for node in model.graph}
+    declines: dict[tuple[str, str], Decline] = {}
     for group in groups:
         for reader in group.readers:
             if reader.node in fitted and reader.weight == 1 and reader.slot == 0:
                 continue
-            node, why = reasons.get(reader.node, (None, "it has no weights that could"))
+            why = reasons.get(reader.node, "it has no weights that could")
             reason = f"it does not make up for units of `{group.name}` that go: {why}"
-            operator = "" if node is None else node.op_type
-            declines[reason] = Decline(stage=STAGE, node=reader.node, operator=operator, reason=reason)
+            operator = operators.get(reader.node, "")
+            declines[reader.node, reason] = Decline(stage=STAGE, node=reader.node, operator=operator, reason=reason)
     return list(declines.values())
 
 
