@@ -21,9 +21,9 @@ from edgewise.testing.graphs import GraphBuilder
 
 torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'edgewise[torch]'")
 
-from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402 - only where torch is
 
-from edgewise.formats.torch import declines, stacked, to_model, to_module  # noqa: E402
+from edgewise.formats.torch import declines, stacked, to_model, to_module  # noqa: E402 - only where torch is
 
 ZOO = Path(__file__).parents[3] / "shared" / "zoo"
 

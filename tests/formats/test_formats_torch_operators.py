@@ -19,10 +19,10 @@ from edgewise.testing.graphs import GraphBuilder
 
 torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'edgewise[torch]'")
 
-from onnx.reference import ReferenceEvaluator  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402 - only where torch is
 
-from edgewise.formats.torch import declines, stacked, to_module  # noqa: E402
-from edgewise.formats.torch_operators import OPERATORS  # noqa: E402
+from edgewise.formats.torch import declines, stacked, to_module  # noqa: E402 - only where torch is
+from edgewise.formats.torch_operators import OPERATORS  # noqa: E402 - only where torch is
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

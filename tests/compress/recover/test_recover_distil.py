@@ -15,7 +15,7 @@ from edgewise.testing.graphs import GraphBuilder
 
 torch = pytest.importorskip("torch", reason="torch is an extra: pip install 'edgewise[torch]'")
 
-from edgewise.compress.recover.distil import Training, distil  # noqa: E402
+from edgewise.compress.recover.distil import Training, distil  # noqa: E402 - only where torch is
 
 FAST = Training(batch=8)
 

@@ -369,9 +369,7 @@ def _common(student: ir.Model, teacher: ir.Model, most: int) -> tuple[str, ...]:
     """
     shapes = {value.name: known_dims(value) for value in _inside(teacher)}
     both = [
-        value
-        for value in _inside(student)
-        if value.name in shapes and known_dims(value) == shapes[value.name] != None  # noqa: E711
+        value for value in _inside(student) if value.shape is not None and known_dims(value) == shapes.get(value.name)
     ]
     meeting = [value for value in both if _joins(value)]
     chosen = meeting or both
