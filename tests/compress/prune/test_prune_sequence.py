@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -154,6 +155,33 @@ def test_what_is_lost_on_a_shortcut_is_made_up_for_behind_it(ort_run: MakeRun) -
                 assert new is not None
                 old.const_value = new.const_value
     assert differ(model, made.model, ort_run) < 0.9 * differ(model, stopped, ort_run)
+
+
+def test_hidden_units_of_a_recurrent_layer_go(ort_run: MakeRun) -> None:
+    draw = np.random.default_rng(4)
+    b = GraphBuilder("lstm", seed=3)
+    x = b.input("x", [5, 1, 4])
+    parts = [b.weight(1, 24, 4, fan_in=4), b.weight(1, 24, 6, fan_in=6), b.weight(1, 48, fan_in=4)]
+    states = b.node("Squeeze", b.node("LSTM", x, *parts, name="one", hidden_size=6), b.constant(np.array([1])))
+    parts = [b.weight(1, 12, 6, fan_in=6), b.weight(1, 12, 3, fan_in=3), b.weight(1, 24, fan_in=4)]
+    last = b.node("LSTM", states, *parts, name="two", hidden_size=3)
+    b.output(last, "y")
+    model = b.build()
+    coupling = couple(model)
+    group = next(group for group in coupling.groups if group.makers == ("one",))
+    feeds = [{"x": draw.standard_normal((5, 1, 4)).astype(np.float32)} for _ in range(80)]
+    made = prune_neurons(model, coupling, {group.name: 4}, opener(ort_run), feeds[:60])
+    assert [(one.node, one.operator) for one in made.declines] == [("one", "LSTM")]
+    assert "its recurrent weights stay" in made.declines[0].reason
+    plain = cut(model, made.removed, coupling)
+
+    def lost(other: ir.Model) -> float:
+        runs = ort_run(model), ort_run(other)
+        return float(np.mean([np.square(runs[0](feed)["y"] - runs[1](feed)["y"]).mean() for feed in feeds[60:]]))
+
+    assert lost(made.model) < 0.8 * lost(plain)
+    pairs = itertools.combinations(range(6), 2)
+    assert lost(plain) <= np.median([lost(cut(model, {group.name: pair}, coupling)) for pair in pairs])
 
 
 def test_too_few_samples_are_named_with_the_number_needed(ort_run: MakeRun) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +12,18 @@ import onnx_ir as ir
 
 from edgewise.analysis.coupling import Group, Reader
 from edgewise.analysis.values import input_at, is_standard, label
+from edgewise.compress.nodes import constant
 from edgewise.compress.prune.fit import Moments
-from edgewise.compress.prune.linear_layers import Layer, layers
+from edgewise.compress.prune.linear_layers import RECURRENT, Layer, layers
 from edgewise.compress.prune.neurons import Energy, Read, Units
 from edgewise.compress.prune.replay import Replay
 from edgewise.compress.prune.rotate import Basis, Makers, makers_of, principal_basis, rotated
 from edgewise.compress.runner import Opener
 from edgewise.errors import ContractError
 from edgewise.records.tensors import Array, Feeds
+
+_RECURRENT_RANK: Final = 3
+"""Recurrent weights are `[directions, gates, units]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +92,11 @@ class _Gathering:
         nodes = {label(node): (index, node) for index, node in enumerate(model.graph)}
         fitted = {layer.name: layer for layer in layers(model) if isinstance(layer, Layer)}
         shared: dict[str, _Linear] = {}
-        self.all: list[tuple[int, _Linear | _Product | _Plain]] = []
-        self.of: list[tuple[Group, int, list[_Linear], list[_Product | _Plain]]] = []
+        self.all: list[tuple[int, _Linear | _Product | _Recurrent | _Plain]] = []
+        self.of: list[tuple[Group, int, list[_Linear], list[_Product | _Recurrent | _Plain]]] = []
         for group in groups:
             linear: list[_Linear] = []
-            others: list[_Product | _Plain] = []
+            others: list[_Product | _Recurrent | _Plain] = []
             for reader in group.readers:
                 place, node = nodes[reader.node]
                 layer = fitted.get(reader.node)
@@ -118,12 +123,12 @@ class _Gathering:
                 units, summary = column_units(one.layer, group), one.moments.all()
                 if units is not None and summary is not None:
                     reads.append(Read(one.layer.weight, summary, units))
-            reads.extend(other.energy() for other in others)
+            reads.extend(read for other in others if (read := other.read()) is not None)
             basis = next((other.basis(self.model) for other in others if isinstance(other, _Product)), {})
             yield Seen(group, tuple((one.layer, one.moments) for one in linear), tuple(reads), basis)
 
 
-def _other(model: ir.Model, group: Group, node: ir.Node, reader: Reader) -> _Product | _Plain | None:
+def _other(model: ir.Model, group: Group, node: ir.Node, reader: Reader) -> _Product | _Recurrent | _Plain | None:
     """Return how the units of a reader that is not fitted are seen; None where its other operand shows them already."""
     value = input_at(node, reader.slot)
     source = "" if value is None else str(value.name)
@@ -137,7 +142,20 @@ def _other(model: ir.Model, group: Group, node: ir.Node, reader: Reader) -> _Pro
         # Another basis is for this product alone.
         makers = makers_of(model, group, names) if len(group.readers) == len(pair) else "other nodes read its units"
         return _Product(names, axes, units_of(group, names[0], axes[0]), group.size, _is_softmax_next(node), makers)
+    if constant(value) is not None:
+        return _recurrent(node, value, units_of(group, source, reader.axis), reader)
     return _Plain(source, reader.axis, units_of(group, source, reader.axis), group.size)
+
+
+def _recurrent(node: ir.Node, value: ir.Value | None, units: Units, reader: Reader) -> _Recurrent | None:
+    """Return how the units of a state are seen that recurrent weights read; None where the states are no output."""
+    weight = constant(value)
+    states = node.outputs[0] if node.outputs else None
+    if weight is None or states is None or not states.name or not is_standard(node, *RECURRENT):
+        return None
+    if weight.ndim != _RECURRENT_RANK or weight.shape[0] != 1 or reader.axis != _RECURRENT_RANK - 1:
+        return None
+    return _Recurrent(states.name, weight.astype(np.float64), units[None])
 
 
 def _is_softmax_next(node: ir.Node) -> bool:
@@ -226,13 +244,38 @@ class _Product:
     def _principal(self) -> Basis | None:
         return None if isinstance(self.makers, str) else principal_basis(*self.grams)
 
-    def energy(self) -> Energy:
+    def read(self) -> Energy:
         basis = self._principal()
         return Energy(self.total if basis is None else np.diag(basis.strengths.sum(axis=0)))
 
     def basis(self, model: ir.Model) -> dict[str, Array]:
         basis = self._principal()
         return {} if basis is None or isinstance(self.makers, str) else rotated(model, self.makers, basis)
+
+
+@dataclass
+class _Recurrent:
+    """Recurrent weights of one direction: what they make of a state, as if it came from the whole sequence."""
+
+    source: str
+    weight: npt.NDArray[np.float64]
+    units: Units
+    moments: Moments = field(init=False)
+
+    def __post_init__(self) -> None:
+        _, outputs, columns = self.weight.shape
+        self.moments = Moments(1, columns, outputs, own=(self.weight, np.zeros((1, outputs))))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    def add(self, values: Mapping[str, Array], samples: int, sample: int) -> None:  # noqa: ARG002 - as the others
+        self.moments.add(values[self.source].reshape(-1, 1, self.weight.shape[2]), sample=sample)
+
+    def read(self) -> Read | None:
+        summary = self.moments.all()
+        return None if summary is None else Read(self.weight, summary, self.units)
 
 
 @dataclass
@@ -257,5 +300,5 @@ class _Plain:
         belongs = self.units >= 0
         np.add.at(self.total, self.units[belongs], np.square(rows).sum(axis=1)[belongs])
 
-    def energy(self) -> Energy:
+    def read(self) -> Energy:
         return Energy(np.diag(self.total))

@@ -246,7 +246,8 @@ def unfitted(model: ir.Model, groups: Iterable[Group]) -> list[Decline]:
         for reader in group.readers:
             if reader.node in fitted and reader.weight == 1 and reader.slot == 0:
                 continue
-            why = reasons.get(reader.node, "it has no weights that could")
+            other = "it has no weights that could" if reader.weight is None else "its recurrent weights stay"
+            why = reasons.get(reader.node, other)
             reason = f"it does not make up for units of `{group.name}` that go: {why}"
             operator = operators.get(reader.node, "")
             declines[reader.node, reason] = Decline(stage=STAGE, node=reader.node, operator=operator, reason=reason)
