@@ -242,6 +242,7 @@ def test_max_pool(
 @FEW
 @given(**POOLS, counted=st.booleans())
 @example(kernel=2, stride=2, size=5, pads=[1, 0, 0, 1], ceil=True, rank=2, counted=True)
+@example(kernel=2, stride=3, size=5, pads=[0, 0, 1, 1], ceil=True, rank=2, counted=False)
 @example(kernel=3, stride=2, size=6, pads=[0, 0, 1, 1], ceil=True, rank=2, counted=False)
 def test_average_pool(
     *, kernel: int, stride: int, size: int, pads: list[int], ceil: bool, rank: int, counted: bool

@@ -65,6 +65,8 @@ def test_the_student_gets_closer_and_its_zeros_stay() -> None:
 
     assert found.after < 0.5 * found.before
     assert (found.steps, found.stopped) == (60, "steps")
+    again = distil(found.model, teacher(), images(8), steps=1, held_out=images(32, 1), training=FAST)
+    assert again.before == pytest.approx(found.after, rel=1e-6)
     assert found.compared == ("join_out",)
     name = str(kernel(student, "c2").name)
     after = weights(found.model)
