@@ -108,9 +108,11 @@ def test_depth_to_space_joins_what_becomes_one_channel(mode: str) -> None:
 
 
 def test_parts_of_a_split_have_their_own_labels() -> None:
-    flow, dims, data = moved("Split", SHAPE, 1, np.array([1, 3, 2]), outputs=3, axis=1)
-    for one, made in zip(dims, data, strict=True):
+    flow, dims, data = moved("Split", SHAPE, 1, np.array([2, 1, 3]), outputs=3, axis=1)
+    for one, made in zip(dims[::2], data[::2], strict=True):
         assert_same(flow, one, made)
+    held = [flow.joined.why_pinned(label) for label in range(6)]
+    assert held == [None, None, "`node` (Split) leaves one of them alone", None, None, None]
 
 
 @pytest.mark.parametrize(

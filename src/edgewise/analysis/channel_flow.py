@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,12 @@ from edgewise.analysis.values import input_at, is_constant, label
 
 Pattern: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Sizes of axes before and behind a reshape."""
+
+Sizes: TypeAlias = tuple[int | None, ...]
+"""Sizes of the axes of a value, None where one is not known."""
+
+_PRIMES: Final = (10007, 10009, 10037, 10039)
+"""Larger than dimensions that are split, and without a factor in common with any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +54,8 @@ class Flow:
         readings: Where units are summed over.
         makings: Where units are made.
         splits: Patterns of reshapes that had a choice, with how many there were.
+        computed: Values that are computed from constants alone.
+        looked_at: Values whose labels the rule of the present node has asked for.
     """
 
     joined: Joined = field(default_factory=Joined)
@@ -55,16 +64,19 @@ class Flow:
     readings: list[Reading] = field(default_factory=list)
     makings: list[Making] = field(default_factory=list)
     splits: dict[Pattern, int] = field(default_factory=dict)
+    computed: set[ir.Value] = field(default_factory=set)
+    looked_at: set[ir.Value] = field(default_factory=set)
 
     def of(self, value: ir.Value | None) -> Dims:
-        """Return the labels of a value; constants of real numbers get new ones for each axis longer than 1."""
+        """Return the labels of a value; constants get new ones for each axis longer than 1."""
         if value is None:
             return ()
+        self.looked_at.add(value)
         if value not in self.dims:
-            sizes = sizes_of(value)
-            labelled = is_constant(value) and not value.is_graph_input() and _is_real(value)
+            constant = is_fixed(value)
             self.dims[value] = tuple(
-                self.joined.fresh(size) if labelled and size is not None and size > 1 else None for size in sizes
+                self.joined.fresh(size) if constant and size is not None and size > 1 else None
+                for size in sizes_of(value)
             )
         return self.dims[value]
 
@@ -72,7 +84,7 @@ class Flow:
         """Return the labels of an input; nothing where it is left out."""
         return self.of(input_at(node, slot))
 
-    def pin(self, dims: Dims, reason: str) -> None:
+    def pin(self, dims: Iterable[Labels | None], reason: str) -> None:
         """Let everything on these axes stay."""
         for one in dims:
             if one is not None:
@@ -83,36 +95,87 @@ class Flow:
         if one is not None and other is not None and len(one) == len(other):
             self.joined.join(one, other)
             return one
-        for labels in (one, other):
-            if labels is not None:
-                self.joined.pin(labels, reason)
-        return None if one is None else one
+        self.pin((one, other), reason)
+        return one
+
+    def broadcast(self, sizes: Sizes, operands: Sequence[tuple[Sizes, Dims]], reason: str) -> Dims:
+        """Join the labels of operands that are combined position by position, broadcasting as numpy does.
+
+        Args:
+            sizes: Sizes of the result.
+            operands: Sizes and labels of each operand, of at most as many axes.
+            reason: Why labels have to stay that meet an axis without any, or one whose size is not known.
+
+        Returns:
+            The labels of the result.
+        """
+        result: list[Labels | None] = []
+        for behind in range(len(sizes), 0, -1):
+            meeting = [
+                (one[-behind], dims[-behind]) for one, dims in operands if len(one) >= behind and one[-behind] != 1
+            ]
+            labelled = [labels for _, labels in meeting if labels is not None]
+            for other in labelled[1:]:
+                self.meet(labelled[0], other, reason)
+            size = sizes[-behind]
+            if any(labels is None or size is None or one != size for one, labels in meeting):
+                self.pin(labelled, reason)
+            result.append(labelled[0] if labelled and len(labelled[0]) == size else None)
+        return tuple(result)
 
     def read(self, node: ir.Node, slot: int, axis: int, weight: int | None) -> None:
-        """Note that a node sums over an axis of an input."""
+        """Note that a node sums over an axis of an input, and by which of its inputs it multiplies what it sums."""
         labels = self.input(node, slot)[axis]
         if labels is not None:
-            self.readings.append(Reading(node, slot, axis, weight, labels))
+            constant = weight if weight is not None and is_fixed(input_at(node, weight)) else None
+            self.readings.append(Reading(node, slot, axis, constant, labels))
 
-    def make(self, node: ir.Node, labels: Labels | None) -> None:
-        """Note that a node makes units by its weights."""
-        if labels is not None:
+    def make(self, node: ir.Node, slot: int, labels: Labels | None) -> None:
+        """Note that a node makes units by its weights; those that are computed from constants hold what they make."""
+        value = input_at(node, slot)
+        if labels is None or value is None:
+            return
+        if value in self.computed:
+            self.joined.pin(labels, f"{name_of(node)} makes them of weights that are computed (`{value.name}`)")
+        if is_fixed(value) or value in self.computed:
             self.makings.append(Making(node, labels))
 
 
-def sizes_of(value: ir.Value | None) -> tuple[int | None, ...]:
+def is_fixed(value: ir.Value | None) -> bool:
+    """Return whether a value is a constant that no caller can override."""
+    return value is not None and is_constant(value) and not value.is_graph_input()
+
+
+def sizes_of(value: ir.Value | None) -> Sizes:
     """Return the sizes of a value, None where one is not known; nothing where the rank is not known."""
     if value is None or value.shape is None:
         return ()
     return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
-def known_sizes(value: ir.Value | None) -> tuple[int, ...] | None:
-    """Return the sizes of a value if all are known and none is 0."""
-    if value is None or value.shape is None:
+def matched_sizes(before: ir.Value | None, behind: ir.Value | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the sizes of a value before and behind a reshape, or None where they are not known.
+
+    A dimension that is not known stands as a large prime number, the same for the same name, so that axes correspond
+    (see `channel_labels.blocks`) only as they do for every number that it may be. If both sides have one, it is the
+    same, whatever its names are, because the others agree.
+    """
+    if before is None or before.shape is None or behind is None or behind.shape is None:
         return None
-    sizes = [size for size in value.shape if isinstance(size, int) and size > 0]
-    return tuple(sizes) if len(sizes) == len(value.shape) else None
+    unknown = [[size.value for size in one.shape if not isinstance(size, int)] for one in (before, behind) if one.shape]
+    names = dict.fromkeys(name for one in unknown for name in one)
+    if [len(one) for one in unknown] == [1, 1]:
+        primes: dict[str | None, int] = dict.fromkeys(names, _PRIMES[0])
+    elif None in names or len(names) > len(_PRIMES):
+        return None
+    else:
+        primes = dict(zip(names, _PRIMES, strict=False))
+    sizes = [
+        tuple(size if isinstance(size, int) else primes[size.value] for size in shape)
+        for shape in (before.shape, behind.shape)
+    ]
+    products = [math.prod(one) for one in sizes]
+    return (sizes[0], sizes[1]) if products[0] == products[1] != 0 else None
 
 
 def numbers(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -128,5 +191,7 @@ def name_of(node: ir.Node) -> str:
     return f"`{label(node)}`"
 
 
-def _is_real(value: ir.Value) -> bool:
-    return value.dtype is not None and value.dtype.is_floating_point()
+def opset_of(node: ir.Node) -> int:
+    """Return the version of the standard operators that a node is of."""
+    imports = {} if node.graph is None else node.graph.opset_imports
+    return imports.get("", imports.get("ai.onnx", 13))

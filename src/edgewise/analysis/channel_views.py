@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
-from edgewise.analysis.channel_flow import Flow, known_sizes, name_of, numbers, sizes_of
+from edgewise.analysis.channel_flow import Flow, matched_sizes, name_of, numbers, sizes_of
 from edgewise.analysis.channel_labels import Dims, Labels, along, blocks, flattened
 from edgewise.analysis.values import input_at
 
-_END: Final = np.iinfo(np.int64).max
+_MOST_ELEMENTS: Final = 10_000_000
+"""Elements of the axes that a reshape splits or merges, of which each is followed."""
 
 
 def _reshape(flow: Flow, node: ir.Node) -> list[Dims]:
-    before, behind = known_sizes(input_at(node, 0)), known_sizes(node.outputs[0])
-    dims = flow.input(node, 0)
-    if before is None or behind is None:
-        return _stay(flow, node, dims, "has a shape that is not known in full")
-    return [reshaped(flow, node, dims, before, behind)]
+    dims, sizes = flow.input(node, 0), matched_sizes(input_at(node, 0), node.outputs[0])
+    if sizes is None:
+        return stay(flow, node, dims, "has a shape that is not known in full")
+    return [reshaped(flow, node, dims, *sizes)]
 
 
 def reshaped(flow: Flow, node: ir.Node, dims: Dims, before: Sequence[int], behind: Sequence[int]) -> Dims:
@@ -40,15 +41,14 @@ def reshaped(flow: Flow, node: ir.Node, dims: Dims, before: Sequence[int], behin
     result: list[Labels | None] = [None] * len(behind)
     for ins, outs in blocks(before, behind):
         labelled = [(index, labels) for index, axis in enumerate(ins) if (labels := dims[axis]) is not None]
-        if len(labelled) > 1:
-            flow.pin(dims, f"{name_of(node)} merges two axes of units")
-        if len(labelled) != 1:
-            continue
-        at, labels = labelled[0]
-        elements = flattened(labels, [before[axis] for axis in ins], at)
         sizes = [behind[axis] for axis in outs]
         long = [index for index, size in enumerate(sizes) if size > 1]
-        if long:
+        if len(labelled) > 1 or math.prod(sizes) > _MOST_ELEMENTS:
+            why = "merges two axes of units" if len(labelled) > 1 else "moves them in a way that is not followed"
+            flow.pin([labels for _, labels in labelled], f"{name_of(node)} ({node.op_type}) {why}")
+        elif labelled and long:
+            at, labels = labelled[0]
+            elements = flattened(labels, [before[axis] for axis in ins], at)
             chosen = _axis_of_units(flow, elements, sizes, long, (tuple(before), tuple(behind)))
             rows = along(elements, sizes, chosen)
             flow.joined.join_rows(rows)
@@ -82,45 +82,47 @@ def _transpose(flow: Flow, node: ir.Node) -> list[Dims]:
 
 
 def _concat(flow: Flow, node: ir.Node) -> list[Dims]:
-    sizes = known_sizes(node.outputs[0])
-    parts = [(flow.of(value), known_sizes(value)) for value in node.inputs]
-    if sizes is None or any(part is None for _, part in parts):
-        return [_all_stay(flow, node, "has a shape that is not known in full")]
+    sizes, parts = sizes_of(node.outputs[0]), [(flow.of(value), sizes_of(value)) for value in node.inputs]
+    if not sizes or any(len(dims) != len(sizes) for dims, _ in parts):
+        return all_stay(flow, node, "has a shape that is not known in full")
     at = node.attributes.get_int("axis", 0) % len(sizes)
+    beside = f"{name_of(node)} puts them beside numbers that cannot go"
     result: list[Labels | None] = []
     for axis in range(len(sizes)):
         labels = [dims[axis] for dims, _ in parts]
         if all(one is None for one in labels):
             result.append(None)
-        elif axis == at:
-            result.append(np.concatenate([_labels(flow, node, *part, axis) for part in parts]))
-        else:
+        elif axis != at:
             first = next(one for one in labels if one is not None)
             for one in labels:
-                flow.meet(first, one, f"{name_of(node)} puts them beside numbers that cannot go")
+                flow.meet(first, one, beside)
             result.append(first)
+        elif any(part[axis] is None for _, part in parts):
+            flow.pin(labels, beside)
+            result.append(None)
+        else:
+            result.append(np.concatenate([_labels(flow, node, dims[axis], part[axis]) for dims, part in parts]))
     return [tuple(result)]
 
 
-def _labels(flow: Flow, node: ir.Node, dims: Dims, sizes: tuple[int, ...] | None, axis: int) -> Labels:
+def _labels(flow: Flow, node: ir.Node, labels: Labels | None, size: int | None) -> Labels:
     """Return the labels of an axis; positions without any get new ones that stay."""
-    found = dims[axis]
-    if found is not None or sizes is None:
-        return flow.joined.fresh(0) if found is None else found
-    found = flow.joined.fresh(sizes[axis])
-    flow.joined.pin(found, f"{name_of(node)} takes them from a value that has no units there")
-    return found
+    if labels is not None:
+        return labels
+    labels = flow.joined.fresh(size or 0)
+    flow.joined.pin(labels, f"{name_of(node)} takes them from a value that has no units there")
+    return labels
 
 
 def _split(flow: Flow, node: ir.Node) -> list[Dims]:
     dims = flow.input(node, 0)
     axis = node.attributes.get_int("axis", 0) % max(len(dims), 1)
-    sizes = [known_sizes(value) for value in node.outputs]
-    if any(size is None for size in sizes):
-        return [_all_stay(flow, node, "has a shape that is not known in full")] * len(node.outputs)
+    counts = [sizes_of(value)[axis : axis + 1] for value in node.outputs]
+    if dims[axis] is not None and any(count in {(), (None,)} for count in counts):
+        return all_stay(flow, node, "has a shape that is not known in full")
     result, start = [], 0
-    for size in sizes:
-        end = start + (size[axis] if size else 0)
+    for count in counts:
+        end = start + sum(size or 0 for size in count)
         result.append(tuple(_taken(dim, slice(start, end)) if at == axis else dim for at, dim in enumerate(dims)))
         start = end
     return result
@@ -132,7 +134,7 @@ def _taken(labels: Labels | None, where: slice | Labels) -> Labels | None:
 
 
 def _slice(flow: Flow, node: ir.Node) -> list[Dims]:
-    dims, sizes = flow.input(node, 0), known_sizes(input_at(node, 0))
+    dims = flow.input(node, 0)
     if "starts" in node.attributes:
         attributes = node.attributes
         starts, ends = tuple(attributes.get_ints("starts", ())), tuple(attributes.get_ints("ends", ()))
@@ -141,16 +143,17 @@ def _slice(flow: Flow, node: ir.Node) -> list[Dims]:
     else:
         found_starts, found_ends = numbers(input_at(node, 1)), numbers(input_at(node, 2))
         if found_starts is None or found_ends is None:
-            return _stay(flow, node, dims, "takes a part that is decided while it runs")
+            return stay(flow, node, dims, "takes a part that is decided while it runs")
         starts, ends = found_starts, found_ends
         axes = tuple(range(len(starts))) if input_at(node, 3) is None else numbers(input_at(node, 3))
         steps = (1,) * len(starts) if input_at(node, 4) is None else numbers(input_at(node, 4))
-    if axes is None or steps is None or sizes is None:
-        return _stay(flow, node, dims, "takes a part that is decided while it runs")
+    if axes is None or steps is None:
+        return stay(flow, node, dims, "takes a part that is decided while it runs")
     result = list(dims)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        at = axis % len(dims)
-        result[at] = _taken(dims[at], _as_slice(start, end, step, sizes[at]))
+        labels = result[axis % len(dims)]
+        if labels is not None:
+            result[axis % len(dims)] = labels[_as_slice(start, end, step, len(labels))]
     return [tuple(result)]
 
 
@@ -175,17 +178,10 @@ def _gather(flow: Flow, node: ir.Node) -> list[Dims]:
             inner = [labels[np.array(found, np.int64) % len(labels)]]
         else:
             flow.joined.pin(labels[np.array(found, np.int64) % len(labels)], f"{name_of(node)} takes them by number")
-    others = (*dims[:axis], *dims[axis + 1 :])
-    if found is None and input_at(node, 0) is not None:
-        for other in others:  # rows of a table: an embedding makes the units of its other axes
-            if other is not None and _is_table(node):
-                flow.make(node, other)
+    if found is None:
+        for other in (*dims[:axis], *dims[axis + 1 :]):  # an embedding: a table makes the units of its other axes
+            flow.make(node, 0, other)
     return [(*dims[:axis], *inner, *dims[axis + 1 :])]
-
-
-def _is_table(node: ir.Node) -> bool:
-    data = input_at(node, 0)
-    return data is not None and data.is_initializer()
 
 
 def _expand(flow: Flow, node: ir.Node) -> list[Dims]:
@@ -198,29 +194,29 @@ def _expand(flow: Flow, node: ir.Node) -> list[Dims]:
 def _tile(flow: Flow, node: ir.Node) -> list[Dims]:
     dims, repeats = flow.input(node, 0), numbers(input_at(node, 1))
     if repeats is None:
-        return _stay(flow, node, dims, "repeats them as often as is decided while it runs")
+        return stay(flow, node, dims, "repeats them as often as is decided while it runs")
     return [tuple(None if dim is None else np.tile(dim, count) for dim, count in zip(dims, repeats, strict=True))]
 
 
 def _pad(flow: Flow, node: ir.Node) -> list[Dims]:
-    dims, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
+    dims = flow.input(node, 0)
     given = tuple(node.attributes.get_ints("pads")) if "pads" in node.attributes else numbers(input_at(node, 1))
     axes = tuple(range(len(dims))) if input_at(node, 3) is None else numbers(input_at(node, 3))
-    if given is None or axes is None or node.attributes.get_string("mode", "constant") != "constant":
-        given, axes = (), ()
-    added = {axis % len(dims): (given[at], given[at + len(axes)]) for at, axis in enumerate(axes)}
-    result: list[Labels | None] = []
-    for axis, (dim, one, other) in enumerate(zip(dims, before, behind, strict=True)):
-        ends = added.get(axis, (-1, -1))
-        if one == other or dim is None:
-            result.append(dim)
-        elif min(ends) < 0:
-            flow.pin((dim,), f"{name_of(node)} puts others beside them")
-            result.append(None)
+    if given is None or axes is None:
+        return stay(flow, node, dims, "puts as many others beside them as is decided while it runs")
+    constant = node.attributes.get_string("mode", "constant") == "constant"
+    result = list(dims)
+    for at, axis in enumerate(axes):
+        labels, ends = dims[axis % len(dims)], (given[at], given[at + len(axes)])
+        if labels is None or ends == (0, 0):
+            continue
+        if min(ends) < 0 or not constant:
+            flow.joined.pin(labels, f"{name_of(node)} puts others beside them")
+            result[axis % len(dims)] = None
         else:
             new = [flow.joined.fresh(count) for count in ends]
-            flow.pin(tuple(new), f"{name_of(node)} adds them")
-            result.append(np.concatenate([new[0], dim, new[1]]))
+            flow.pin(new, f"{name_of(node)} adds them")
+            result[axis % len(dims)] = np.concatenate([new[0], labels, new[1]])
     return [tuple(result)]
 
 
@@ -242,20 +238,21 @@ def _space_to_depth(flow: Flow, node: ir.Node) -> list[Dims]:
     return [(dims[0], None if dims[1] is None else np.tile(dims[1], size * size), None, None)]
 
 
-def _shape_only(_flow: Flow, node: ir.Node) -> list[Dims]:
+def _shape_only(flow: Flow, node: ir.Node) -> list[Dims]:
     """Sizes alone are read: they follow."""
+    flow.input(node, 0)
     return [(None,) * len(sizes_of(value)) for value in node.outputs]
 
 
-def _stay(flow: Flow, node: ir.Node, dims: Dims, why: str) -> list[Dims]:
+def stay(flow: Flow, node: ir.Node, dims: Dims, why: str) -> list[Dims]:
+    """Let labels stay, and return outputs without any."""
     flow.pin(dims, f"{name_of(node)} ({node.op_type}) {why}")
     return [(None,) * len(sizes_of(value)) for value in node.outputs]
 
 
-def _all_stay(flow: Flow, node: ir.Node, why: str) -> Dims:
-    for value in node.inputs:
-        flow.pin(flow.of(value), f"{name_of(node)} ({node.op_type}) {why}")
-    return (None,) * len(sizes_of(node.outputs[0]))
+def all_stay(flow: Flow, node: ir.Node, why: str) -> list[Dims]:
+    """Let the labels of all inputs stay, and return outputs without any."""
+    return stay(flow, node, tuple(one for value in node.inputs for one in flow.of(value)), why)
 
 
 VIEWS: Final[dict[str, Callable[[Flow, ir.Node], Sequence[Dims]]]] = {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgewise.analysis.channel_flow import Flow, Pattern
+from edgewise.analysis.channel_flow import Flow, Pattern, name_of
 from edgewise.analysis.channel_labels import Labels
 from edgewise.analysis.channel_rules import apply_rule
 from edgewise.analysis.values import bodies, is_constant, label, with_inferred_shapes
@@ -136,14 +136,21 @@ def _followed(model: ir.Model, choices: Mapping[Pattern, int]) -> Flow:
     flow = Flow(choices=choices)
     for node in model.graph:
         apply_rule(flow, node)
+    for node in model.graph:
         for body in bodies(node):
-            for inner in ir.traversal.RecursiveGraphIterator(body):
-                for value in inner.inputs:
-                    if value is not None and value in flow.dims:
-                        flow.pin(flow.dims[value], f"the body of `{label(node)}` reads them")
+            _hold_captured(flow, node, body)
     for value in model.graph.outputs:
         flow.pin(flow.of(value), f"the model's output `{value.name}` has them")
     return flow
+
+
+def _hold_captured(flow: Flow, node: ir.Node, body: ir.Graph) -> None:
+    """Let everything stay that a body reads from the graph around it."""
+    inner = list(ir.traversal.RecursiveGraphIterator(body))
+    inside = {*body.inputs, *body.initializers.values(), *(value for one in inner for value in one.outputs)}
+    for value in (*body.outputs, *(value for one in inner for value in one.inputs)):
+        if value is not None and value not in inside:
+            flow.pin(flow.of(value), f"the body of {name_of(node)} reads them")
 
 
 def _free(flow: Flow) -> set[int]:
