@@ -269,8 +269,8 @@ def ridge_regression(weight: Stack, summary: Summary, kept: Mask, ridge: float) 
         kept: Columns that stay, shape `[G, K]`.
         ridge: `r`, relative to the mean of each group's diagonal of `S` over the columns kept, > 0; infinite for `W`.
 
-    Source: Hoerl and Kennard 1970, "Ridge Regression", with the old weights in place of the origin (Zhong et al. 2024,
-    "ERQ", eq. 7, uses it for the inputs of a quantized layer).
+    Source: Hoerl and Kennard 1970, "Ridge Regression", with the old weights in place of the origin; Zhong et al. 2024,
+    "ERQ" (its first step, for the inputs of a quantized layer).
     """
     old = np.where(kept[:, None, :], weight, 0.0)
     if ridge == np.inf:

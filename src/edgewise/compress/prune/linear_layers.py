@@ -27,7 +27,7 @@ RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
 LARGEST_GRAM: Final = 4608 * 4608
 """Most numbers of one layer's Gram matrices: 162 MiB in float64."""
 
-_ROWS: Final = 1 << 17
+_ROWS: Final = 1 << 16
 """Rows that all samples together give a layer (empirical: more changes nothing that can be seen)."""
 
 _ROWS_PER_COLUMN: Final = 24
