@@ -99,7 +99,7 @@ def eliminate(reads: Sequence[Read | Energy], size: int, *, least: int = 1, ridg
         ridge: Ridge, relative to the mean of each Gram matrix' diagonal, > 0; towards the weights as they are.
 
     Source: Hassibi and Stork 1993, "Optimal Brain Surgeon", eq. 5; for groups of columns: Kurtic et al. 2022, "The
-    Optimal BERT Surgeon" (its scores of blocks); Frantar and Alistarh 2022, "Optimal Brain Compression" (the downdates).
+    Optimal BERT Surgeon" (its scores of blocks); the downdates: Frantar and Alistarh 2022, "Optimal Brain Compression".
     """
     states: list[_State | _Sum] = []
     for read in reads:
