@@ -108,6 +108,7 @@ def test_a_training_that_diverges_stops_and_gives_the_best_state() -> None:
 
     assert found.stopped == "diverged"
     assert found.after <= found.before
+    assert all(np.abs(value).max() < 1e3 for value in weights(found.model).values())
 
 
 def test_the_time_is_kept() -> None:
