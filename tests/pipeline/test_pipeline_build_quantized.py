@@ -58,8 +58,8 @@ def test_a_recipe_is_decided_once_for_all_numbers_of_threads_and_precisions(
             assert len({to_bytes(graph) for graph in graphs}) == 1
         assert decided == [("ort", INT8.steps[-1]), ("ort", other)]
         assert [key for stage, key in task.records() if stage == "plan"] == [
-            "ort w8a8 mse nearest 0",
-            "ort w8a8 mse second-order 0",
+            "ort w8a8 mse nearest 0 0",
+            "ort w8a8 mse second-order 0 0",
         ]
 
 
@@ -83,7 +83,7 @@ def test_the_backends_share_one_pass_over_the_samples(task: Task, monkeypatch: p
 def test_what_was_decided_is_resumed_without_calibrating_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     with job_of(task) as job:
         before = to_bytes(job.workshop.graph(INT8)[0])
-        assert job.workshop._decision(Quantize(), "ort").prepared == "as it is"
+        assert job.workshop._decision(Quantize(), candidate(Quantize())).prepared == "as it is"
     monkeypatch.setattr("edgewise.pipeline.build.gather", None)
     monkeypatch.setattr(Quantizer, "decide", None)
     step = INT8.steps[-1]
@@ -109,9 +109,9 @@ def test_an_equalized_decision_is_resumed_bit_by_bit(make_task: MakeTask, monkey
     options: dict[str, Any] = {"metric": "cosine", "max_drop": 0.1}
     with job_of(made, **options) as job:
         before = to_bytes(job.workshop.graph(candidate(nearest))[0])
-        decision = job.workshop._decision(nearest, "ort")
+        decision = job.workshop._decision(nearest, candidate(nearest))
         assert decision.prepared == "equalized"
-        assert before == to_bytes(job.workshop._quantizer("ort").model(decision))
+        assert before == to_bytes(job.workshop._quantizer(candidate(nearest)).model(decision))
     monkeypatch.setattr(Quantizer, "decide", None)
     with job_of(made, **options) as job:
         assert to_bytes(job.workshop.graph(candidate(nearest))[0]) == before
@@ -148,7 +148,7 @@ def test_recipes_differ_by_the_time_that_float_may_take(make_task: MakeTask, tim
     with job_of(made, metric="cosine") as job:
         for extra_time in (0.015, 0.025):
             step = Quantize(ranges="output", rounding="nearest", extra_time=extra_time)
-            assert len(job.workshop._decision(step, "ort").kept) == round(100 * extra_time - 0.5)
+            assert len(job.workshop._decision(step, candidate(step)).kept) == round(100 * extra_time - 0.5)
     assert set(fake.options) == {RunOptions()}
 
 

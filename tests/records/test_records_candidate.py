@@ -13,6 +13,7 @@ from edgewise.records.candidate import (
     GraphOptimization,
     HalveWeights,
     Precision,
+    Prune,
     Quantize,
     RangeMethod,
     Rounding,
@@ -54,6 +55,19 @@ STEPS = tuple(
 def test_the_name_of_a_quantized_candidate_is_what_was_asked_for(step: Quantize, word: str) -> None:
     """The ranges and the rounding that lose least go without saying."""
     assert named(Fuse(), step) == f"ort {word}"
+
+
+@pytest.mark.parametrize(
+    ("step", "word"),
+    [
+        (Prune(time=0.7), "pruned70"),
+        (Prune(time=0.555), "pruned56"),
+        (Prune(time=0.7, recovered=True), "pruned70-recovered"),
+    ],
+)
+def test_the_name_of_a_pruned_candidate_says_what_it_aims_at(step: Prune, word: str) -> None:
+    assert named(Fuse(), step) == f"ort {word}"
+    assert named(Fuse(), step, Quantize()) == f"ort {word} int8-mse"
 
 
 def test_names_of_all_ways_to_quantize_differ() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, RunOptions
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Prune, Quantize, RunOptions
 from edgewise.records.certificate import Certificate
 from edgewise.records.findings import Change, Decline
 from edgewise.records.measurements import LayerCost, Ratio
@@ -58,13 +58,18 @@ class TestWords:
         [
             (Quantize(scheme="w4a16", ranges="mse"), "4-bit weights and 16-bit activations (mse ranges)"),
             (Quantize(scheme="w4g32"), "4-bit weights in groups of 32, float activations"),
+            (Prune(time=0.7), "pruned, aiming at 70 % of the time"),
+            (
+                Prune(time=0.7, recovered=True),
+                "pruned, aiming at 70 % of the time, then trained on the model's own answers",
+            ),
             (
                 Quantize(scheme="w8", rounding="second-order"),
                 "8-bit weights, float activations (second-order rounding)",
             ),
         ],
     )
-    def test_schemes_in_words(self, step: Quantize, said: str) -> None:
+    def test_schemes_in_words(self, step: Quantize | Prune, said: str) -> None:
         whole = described(Candidate(steps=(step,), backend="ort", options=RunOptions()))
         assert whole == f"ONNX Runtime; {said}; 1 thread"
 

@@ -24,9 +24,10 @@ from edgewise.passes.protocol import Findings
 from edgewise.pipeline.inputs import LoadedModel, Split
 from edgewise.pipeline.judge import open_judge
 from edgewise.pipeline.progress import Progress
+from edgewise.pipeline.pruned_models import PrunedModels, key_of
 from edgewise.pipeline.quantize import Decision, Material, Quantizer, gather, nothing_quantized
 from edgewise.pipeline.workspace import Workspace
-from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, Step
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Prune, Quantize, Step
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
 from edgewise.records.tensors import Feeds, Outputs, Run
@@ -72,7 +73,7 @@ class Workshop:
     progress: Progress
     left_s: Callable[[], float]
     _notes: set[str] = field(default_factory=set, init=False, repr=False)
-    _quantizers: dict[str, Quantizer] = field(default_factory=dict, init=False, repr=False)
+    _quantizers: dict[tuple[str, Prune | None], Quantizer] = field(default_factory=dict, init=False, repr=False)
     _checked: dict[Candidate, Build] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -113,13 +114,29 @@ class Workshop:
             self._notes.add(note)
             self.progress.note(note)
 
-    def _quantizer(self, backend: str) -> Quantizer:
-        """Return what quantizes for a backend; its candidates share it."""
-        if backend not in self._quantizers:
-            self._quantizers[backend] = Quantizer(
-                self.material, self._targets[backend], left_s=self.left_s, note=self._note_once
+    def _quantizer(self, candidate: Candidate) -> Quantizer:
+        """Return what quantizes a candidate's model for its backend; candidates that share both share it."""
+        backend, pruned = candidate.backend, candidate.pruned
+        if (backend, pruned) not in self._quantizers:
+            material = self.material
+            if pruned is not None:
+                material = gather(self.pruned.model_of(candidate), [self._targets[backend]], self._calibration_feeds)
+            self._quantizers[backend, pruned] = Quantizer(
+                material, self._targets[backend], left_s=self.left_s, note=self._note_once
             )
-        return self._quantizers[backend]
+        return self._quantizers[backend, pruned]
+
+    @cached_property
+    def pruned(self) -> PrunedModels:
+        """The models that lost neurons and layers."""
+        return PrunedModels(
+            model=self.fused[0],
+            feeds=lambda: self.material.feeds,
+            target=self._targets.__getitem__,
+            workspace=self.workspace,
+            left_s=self.left_s,
+            note=self._note_once,
+        )
 
     def findings(self) -> Findings:
         """Return what the passes did and declined."""
@@ -148,7 +165,7 @@ class Workshop:
     def _is_undecided(self, candidate: Candidate) -> bool:
         return any(
             isinstance(step, Quantize)
-            and self.workspace.store.get("plan", _decision_key(step, candidate.backend), Decision) is None
+            and self.workspace.store.get("plan", _decision_key(step, candidate), Decision) is None
             for step in candidate.steps
         )
 
@@ -160,35 +177,34 @@ class Workshop:
         """
         model, declines = self.model.fixed, []
         for step in candidate.steps:
-            model, declined = self._apply(step, model, candidate.backend)
+            model, declined = self._apply(step, model, candidate)
             declines.extend(declined)
         return model, tuple(declines)
 
-    def _apply(self, step: Step, model: ir.Model, backend: str) -> tuple[ir.Model, list[Decline]]:
+    def _apply(self, step: Step, model: ir.Model, candidate: Candidate) -> tuple[ir.Model, list[Decline]]:
         match step:
             case Fuse():
                 return self.fused[0], []
+            case Prune():
+                return self.pruned.model_of(candidate), []
             case HalveWeights():
                 halved, findings = halve_weights(model)
                 if not findings.changes:
                     raise RecipeError("No weight can be stored as float16.")
                 return halved, findings.declines
             case Quantize():
-                decision = self._decision(step, backend)
+                decision = self._decision(step, candidate)
                 if not decision.plan.nodes:
                     raise nothing_quantized(decision.plan.declines)
-                return self._quantized(decision, backend), list(decision.plan.declines)
+                # How the model was prepared is not stored: calibration tells it again.
+                as_it_is = decision.prepared == "as it is"
+                made = apply(model, decision.plan) if as_it_is else self._quantizer(candidate).model(decision)
+                return made, list(decision.plan.declines)
 
-    def _decision(self, step: Quantize, backend: str) -> Decision:
-        """Return how a recipe quantizes for a backend: the same for every precision and number of threads."""
-        key = _decision_key(step, backend)
-        return self.workspace.store.recall("plan", key, Decision, lambda: self._quantizer(backend).decide(step))
-
-    def _quantized(self, decision: Decision, backend: str) -> ir.Model:
-        """Return the quantized model. How the model was prepared is not stored: calibration tells it again."""
-        if decision.prepared != "as it is":
-            return self._quantizer(backend).model(decision)
-        return apply(self.fused[0], decision.plan)
+    def _decision(self, step: Quantize, candidate: Candidate) -> Decision:
+        """Return how a recipe quantizes a model for a backend: the same for every precision and number of threads."""
+        key = _decision_key(step, candidate)
+        return self.workspace.store.recall("plan", key, Decision, lambda: self._quantizer(candidate).decide(step))
 
     def folder(self, candidate: Candidate) -> Path:
         """Return where the artifact of a candidate lies."""
@@ -247,8 +263,11 @@ class Workshop:
         return registry.get(candidate.backend).open(Artifact.read(self.folder(candidate), build.spec))
 
 
-def _decision_key(step: Quantize, backend: str) -> str:
-    return " ".join([backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}", f"{step.extra_size:g}"])
+def _decision_key(step: Quantize, candidate: Candidate) -> str:
+    """Return what a decision depends on: the same for every precision and number of threads."""
+    pruned = candidate.pruned
+    words = [candidate.backend, step.scheme, step.ranges, step.rounding, f"{step.extra_time:g}", f"{step.extra_size:g}"]
+    return " ".join(words if pruned is None else [*words, key_of(candidate)])
 
 
 def _is_complete(folder: Path, spec: ArtifactSpec) -> bool:

@@ -16,7 +16,7 @@ from edgewise.measure.metrics import PerSample
 from edgewise.pipeline.certify import CONFIDENCE
 from edgewise.pipeline.inputs import percent
 from edgewise.pipeline.job import Job
-from edgewise.pipeline.propose import propose
+from edgewise.pipeline.propose import propose, pruned_form
 from edgewise.pipeline.score import pace_of, score
 from edgewise.pipeline.screen import Timing, build_all, time_all
 from edgewise.records.candidate import Candidate
@@ -40,6 +40,12 @@ SLOWER_FOR_SIZE: Final = 0.95
 
 DECISIONS: Final = frozenset({"top1", "top5", "accuracy"})
 """Metrics that count right decisions. A regression, or a rank by scores, may well be on one side of every threshold."""
+
+PRUNED_TIMES: Final = (0.85, 0.7, 0.55, 0.4)
+"""Shares of the best candidate's time that pruning aims at, one after the other."""
+
+FIRST_PRUNING: Final = 0.25
+"""Share of the budget that has to be left for the first pruning: it measures what every option saves and breaks."""
 
 FINISH_S: Final = 15.0
 """Kept back for the last timing, cold starts and writing. Empirical: 8 to 12 s for models of a few megabytes."""
@@ -89,8 +95,34 @@ def _explore(job: Job) -> Exploration:
     job.progress.stage("Scoring candidates", len(contenders) * len(job.data.select))
     for candidate in contenders:
         book.examine(candidate)
+    pruned = _prune_the_best(job, book, baseline)
     ladder = book.ladder()
-    return Exploration(ladder=ladder, outcomes=book.outcomes(candidates), notes=tuple(book.notes))
+    return Exploration(ladder=ladder, outcomes=book.outcomes([*candidates, *pruned]), notes=tuple(book.notes))
+
+
+def _prune_the_best(job: Job, book: _Book, baseline: Candidate) -> list[Candidate]:
+    """Take more and more from the best candidate while what is left stays within the bound; return what was tried."""
+    best, tried, longest_s = book.best(), list[Candidate](), 0.0
+    if best is None:
+        return tried
+    for time in PRUNED_TIMES:
+        began_s = job.deadline.left_s
+        if began_s < book.reserve_s() + max(longest_s, FIRST_PRUNING * job.request.effort.budget_s):
+            book.notes.append("The time budget ended before less of the model was tried; a larger `--budget` tries it.")
+            break
+        candidate = pruned_form(best, time)
+        tried.append(candidate)
+        failure = build_all(job, [candidate]).get(candidate)
+        if failure is not None:
+            book.reject(candidate, f"it could not be built: {failure}")
+            break
+        book.add(time_all(job, [baseline, candidate], baseline))
+        if book.may_win(candidate):
+            book.examine(candidate)
+        if not book.is_within(candidate):
+            break
+        longest_s = max(longest_s, began_s - job.deadline.left_s)
+    return tried
 
 
 def not_runnable(reason: str) -> ModelError:
@@ -127,6 +159,24 @@ class _Book:
         """Return the median latency of the first timing."""
         latency = self._timings[candidate].latency
         return float("inf") if latency is None else latency.median_us
+
+    def add(self, timings: Mapping[Candidate, Timing]) -> None:
+        """Take in the times of more candidates."""
+        self._timings = {**self._timings, **timings}
+
+    def is_within(self, candidate: Candidate) -> bool:
+        """Return whether a candidate was scored, and lost no more than is allowed."""
+        estimate = self._estimates.get(candidate)
+        return estimate is not None and estimate.drop <= self._job.bound
+
+    def best(self) -> Candidate | None:
+        """Return the fastest candidate that lost no more than is allowed, or None."""
+        return min(filter(self.is_within, self._estimates), key=self.median_us, default=None)
+
+    def reserve_s(self) -> float:
+        """Return the seconds that certifying and measuring what was found will take at most."""
+        slowest_s = max(map(self._seconds, self._estimates), default=self._pace_s)
+        return len(self._job.data.certify) * (self._pace_s + MOST_RUNGS * slowest_s) + FINISH_S
 
     def reject(self, candidate: Candidate, reason: str) -> None:
         """Note that a candidate goes no further."""

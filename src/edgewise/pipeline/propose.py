@@ -10,6 +10,7 @@ from edgewise.records.candidate import (
     Fuse,
     HalveWeights,
     Precision,
+    Prune,
     Quantize,
     RunOptions,
     Step,
@@ -63,6 +64,19 @@ def propose(
                     options = RunOptions(threads=count, precision=precision)
                     found.append(Candidate(steps=steps, backend=backend, options=options))
     return tuple(dict.fromkeys(found))
+
+
+def pruned_form(candidate: Candidate, time: float, *, recovered: bool = False) -> Candidate:
+    """Return a candidate with pruning behind its fusion.
+
+    Args:
+        candidate: A candidate that begins with `Fuse`.
+        time: The time that is aimed at, as a share of its own.
+        recovered: Whether what is left is trained on the whole model's answers.
+    """
+    first, *others = candidate.steps
+    steps = (first, Prune(time=time, recovered=recovered), *others)
+    return Candidate(steps=steps, backend=candidate.backend, options=candidate.options)
 
 
 def _known(available: Sequence[str]) -> list[Precision]:

@@ -46,7 +46,19 @@ class HalveWeights(Record, frozen=True, kw_only=True, tag="halve-weights"):
     """Store weights as float16 and compute in float32: half the size, the same speed."""
 
 
-Step: TypeAlias = Fuse | Quantize | HalveWeights
+class Prune(Record, frozen=True, kw_only=True, tag="prune"):
+    """Remove neurons and layers with the least damage, made up for in closed form.
+
+    Attributes:
+        time: The time that is aimed at, as a share of the unpruned model's, in (0, 1).
+        recovered: Whether the rest is trained on the unpruned model's answers.
+    """
+
+    time: float
+    recovered: bool = False
+
+
+Step: TypeAlias = Fuse | Prune | Quantize | HalveWeights
 
 
 class RunOptions(Record, frozen=True, kw_only=True):
@@ -76,6 +88,11 @@ class Candidate(Record, frozen=True, kw_only=True):
         return not self.steps
 
     @property
+    def pruned(self) -> Prune | None:
+        """How the graph is pruned, or None where it is not."""
+        return next((step for step in self.steps if isinstance(step, Prune)), None)
+
+    @property
     def name(self) -> str:
         """A short name, unique within a run: `openvino int8-mixed5 bf16`."""
         words = [self.backend, *(_word(step) for step in self.steps if not isinstance(step, Fuse))]
@@ -96,6 +113,8 @@ def _word(step: Step) -> str:
     match step:
         case Fuse():
             return "fused"
+        case Prune():
+            return f"pruned{100 * step.time:.0f}{'-recovered' if step.recovered else ''}"
         case Quantize():
             return _quantize_word(step)
         case HalveWeights():

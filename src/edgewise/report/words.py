@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Quantize, Step
+from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Prune, Quantize, Step
 from edgewise.records.measurements import Accuracy, Ratio
 from edgewise.records.run import Run
 from edgewise.report import quantities as q
@@ -70,6 +70,9 @@ def _step(step: Step) -> str:
             return "fused"
         case Quantize():
             return _quantized(step)
+        case Prune():
+            recovered = ", then trained on the model's own answers" if step.recovered else ""
+            return f"pruned, aiming at {100 * step.time:.0f} % of the time{recovered}"
         case HalveWeights():
             return "weights stored as fp16"
 

@@ -1,0 +1,493 @@
+"""Pruning for a goal in time: what each option saves and breaks, which options together, and the pruned model.
+
+Costs and damages are measured one option at a time, a knapsack over both chooses (Frantar and Alistarh 2022, "SPDY";
+Kurtic et al. 2023, "ZipLM"), a search over coefficients corrects for what does not add up, and the chosen widths are
+then pruned one layer after the other on what is really left. `compress/prune` has the methods.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
+
+import onnx_ir as ir
+from msgspec.structs import replace
+
+from edgewise.analysis.coupling import Coupling, Group, couple
+from edgewise.analysis.facts import model_facts
+from edgewise.analysis.target import Target
+from edgewise.analysis.values import label, with_inferred_shapes
+from edgewise.compress.prune.cut import cut
+from edgewise.compress.prune.layers import drop
+from edgewise.compress.prune.options import Option as Narrowing
+from edgewise.compress.prune.options import options as narrowings
+from edgewise.compress.prune.options import stitch
+from edgewise.compress.prune.refit import refit_readers
+from edgewise.compress.prune.regions import Region, find_regions
+from edgewise.compress.prune.sequence import prune_neurons
+from edgewise.compress.prune.weight_sequence import prune_weights
+from edgewise.compress.prune.weights import Blocks, KeptOfEvery, Pattern, Unstructured
+from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
+from edgewise.compress.statistics import observe
+from edgewise.errors import RecipeError
+from edgewise.passes.apply import optimize as fuse
+from edgewise.pipeline.judge import opened
+from edgewise.pipeline.pruning_costs import Stopwatch
+from edgewise.pipeline.quantize import evenly, judged_tensors, without
+from edgewise.records.candidate import RunOptions
+from edgewise.records.findings import Decline
+from edgewise.records.pruning import GroupWidth, Pruning, PruningTrial, RemovedLayer
+from edgewise.records.tensors import Feeds, Run
+from edgewise.search.allocation import Option
+from edgewise.search.coefficients import Refined, refine
+
+TRIAL_SAMPLES: Final = 64
+"""Samples on which pruned models are told apart by their outputs."""
+
+DAMAGE_SAMPLES: Final = 24
+"""Samples on which the damage of each single option is measured."""
+
+TOLERANCE: Final = 0.02
+"""How far the measured time may be above the one that was asked for, as a share of the whole model's."""
+
+CORRECTIONS: Final = 3
+"""Times that the goal is tried to be met; each time what was missing is added."""
+
+MOST_CORRECTION: Final = 1.6
+EPSILON: Final = 0.01
+
+TRIES: Final = 24
+"""Choices that the search over coefficients measures at most."""
+
+WIDTHS: Final = (0.75, 0.5, 0.25)
+"""Shares of a group's units that are kept by its options, each rounded up to a step of the target."""
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+_NO_ERRORS: Final[Mapping[str, float]] = MappingProxyType({})
+
+PatternName: TypeAlias = Literal["unstructured", "1x4", "2:4"]
+
+PATTERNS: Final[Mapping[PatternName, Pattern]] = {
+    "unstructured": Unstructured(),
+    "1x4": Blocks(1, 4),
+    "2:4": KeptOfEvery(2, 4),
+}
+"""Where zeros may be, by name."""
+
+MOST_TOGETHER: Final = 16
+"""Most combinations of the groups inside of one block: with more groups all take the same share."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to treat a part of a model.
+
+    Attributes:
+        widths: Units that stay, by group; groups that are not named keep all.
+        dropped: Name of the region that goes as a whole, if one does.
+    """
+
+    widths: Mapping[str, int] = field(default_factory=dict)
+    dropped: str | None = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model.
+
+    Attributes:
+        model: Fused again, in float.
+        account: What was taken.
+        declines: What could not be made up for, and why.
+    """
+
+    model: ir.Model
+    account: Pruning
+    declines: tuple[Decline, ...] = ()
+
+    def timed(self, time: float) -> Pruned:
+        """Return the same, knowing its time as a share of the whole model's."""
+        last = replace(self.account.trials[-1], time=time)
+        return Pruned(self.model, replace(self.account, trials=(*self.account.trials[:-1], last)), self.declines)
+
+
+def _no_end() -> float:
+    return math.inf
+
+
+def _unheard(_note: str) -> None:
+    return
+
+
+@dataclass
+class Pruner:
+    """Prunes one model for one target. What several goals share is measured once.
+
+    Attributes:
+        model: The fused float model.
+        feeds: Calibration samples, without labels.
+        target: Where the result will run.
+        quantized: Whether it will run with 8-bit layers: then those are timed.
+        options: How it will run.
+        left_s: Gives the seconds that are left.
+        note: Hears of what is left out.
+        seed: Seed of the search over coefficients.
+    """
+
+    model: ir.Model
+    feeds: Sequence[Feeds]
+    target: Target
+    quantized: bool = True
+    options: RunOptions = field(default_factory=RunOptions)
+    left_s: Callable[[], float] = _no_end
+    note: Callable[[str], None] = _unheard
+    seed: int = 0
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """What can be removed from the model."""
+        return couple(self.model)
+
+    @cached_property
+    def _groups(self) -> Mapping[str, Group]:
+        return {group.name: group for group in self.coupling.groups}
+
+    @cached_property
+    def regions(self) -> Mapping[str, Region]:
+        """Residual branches that can go, and stretches of layers elsewhere, none inside of another, by name."""
+        found: dict[str, Region] = {}
+        taken: set[str] = set()
+        for region in sorted(find_regions(self.model).found, key=lambda one: (one.kind != "branch", len(one.nodes))):
+            if region.can_drop and not taken & set(region.nodes):
+                found[region.name] = region
+                taken |= set(region.nodes)
+        return found
+
+    @cached_property
+    def items(self) -> tuple[tuple[Choice, ...], ...]:
+        """The parts of the model, and for each the ways to treat it, beginning with leaving it as it is."""
+        inside: dict[str, list[Group]] = {name: [] for name in self.regions}
+        alone: list[Group] = []
+        for group in self.coupling.groups:
+            nodes = {*group.makers, *(reader.node for reader in group.readers)}
+            home = next((name for name, region in self.regions.items() if nodes <= set(region.nodes)), None)
+            (alone if home is None else inside[home]).append(group)
+        items = [tuple(self._narrowed([group])) for group in alone]
+        items += [(*self._narrowed(groups), Choice(dropped=name)) for name, groups in inside.items()]
+        return tuple(item for item in items if len(item) > 1)
+
+    def _narrowed(self, groups: Sequence[Group]) -> Iterator[Choice]:
+        """Yield the combinations of widths of a few groups, all of full width first."""
+        kept = [(group.size, *widths_of(group.size, self.target.width_steps)) for group in groups]
+        if math.prod(map(len, kept)) > MOST_TOGETHER:
+            longest = max(map(len, kept))
+            rows = [[sizes[min(rank, len(sizes) - 1)] for sizes in kept] for rank in range(longest)]
+        else:
+            rows = [list(row) for row in itertools.product(*kept)]
+        for row in rows:
+            pairs = zip(groups, row, strict=True)
+            yield Choice({group.name: width for group, width in pairs if width < group.size})
+
+    def at(self, time: float) -> Pruned:
+        """Return the model with the least damage whose measured time is at most `time` of the whole's.
+
+        Raises:
+            RecipeError: If nothing can be pruned, or not so much.
+        """
+        if not self.items:
+            raise nothing_pruned(self.coupling)
+        budget, least = time - 1.0, 1.0
+        for _ in range(CORRECTIONS):
+            found = self._chosen(budget)
+            if found is None:
+                break
+            pruned = self.made(self._choices(found.choices))
+            measured = self._stopwatch.time(pruned.model)
+            if measured <= time + TOLERANCE:
+                return pruned.timed(measured)
+            least = min(least, measured)
+            # Savings do not quite add up: as much more is asked for as was missing.
+            budget *= min((1.0 - time) / max(1.0 - measured, EPSILON), MOST_CORRECTION)
+        raise RecipeError(
+            f"Pruning brought this model to {least:.0%} of its time at most, but {time:.0%} was asked for.",
+            hint="Ask for less; a busy machine measures wrong.",
+        )
+
+    def _chosen(self, budget: float) -> Refined | None:
+        """Return what is done to each item within a budget of time, or None if not so much can be saved."""
+        return refine(self._table, budget, self._damage_of, tries=TRIES, seed=self.seed)
+
+    def _choices(self, picked: Sequence[int]) -> list[Choice]:
+        return [item[index] for item, index in zip(self.items, picked, strict=True)]
+
+    @cached_property
+    def _stopwatch(self) -> Stopwatch:
+        return Stopwatch(self.model, self.target, self.quantized, self.options, self.feeds)
+
+    @cached_property
+    def _table(self) -> list[list[Option]]:
+        """For each item and choice the time that it saves (negative), and its damage at the outputs, measured alone."""
+        choices = [choice for item in self.items for choice in item]
+        changed = [choice for choice in choices if choice.widths or choice.dropped]
+        times = self._stopwatch.times([self._look_of(choice) for choice in changed], lambda i: self._rough(changed[i]))
+        costs = iter(time - 1.0 for time in times)
+        return [
+            [
+                Option(cost=next(costs), damage=self._damage_alone(choice))
+                if choice in changed
+                else Option(cost=0.0, damage=0.0)
+                for choice in item
+            ]
+            for item in self.items
+        ]
+
+    @cached_property
+    def _narrowings(self) -> Mapping[str, Mapping[int, Narrowing]]:
+        """For each group and width which units go and what makes up for them, every group by itself."""
+        widths: dict[str, set[int]] = {}
+        for choice in itertools.chain.from_iterable(self.items):
+            for name, width in choice.widths.items():
+                widths.setdefault(name, set()).add(width)
+        asked = {name: sorted(found, reverse=True) for name, found in widths.items()}
+        found = narrowings(self.model, self.coupling, asked, opened, self._fitted)
+        return {name: {option.width: option for option in options} for name, options in found.items()}
+
+    @cached_property
+    def _damages(self) -> Mapping[tuple[str, int], float]:
+        """The damage at the outputs of each width of each group, and of each region that goes (width 0), alone."""
+        singles: dict[tuple[str, int], Choice] = {}
+        for choice in itertools.chain.from_iterable(self.items):
+            singles.update({(name, width): Choice({name: width}) for name, width in choice.widths.items()})
+            if choice.dropped:
+                singles[choice.dropped, 0] = choice
+        variants = {str(index): self._thunk([choice]) for index, choice in enumerate(singles.values())}
+        feeds = evenly(self._judging, DAMAGE_SAMPLES)
+        found = sensitivities(self.model, variants, self._opened, feeds)
+        return {key: one.damage for key, one in zip(singles, found, strict=True)}
+
+    def _damage_alone(self, choice: Choice) -> float:
+        parts = [*choice.widths.items(), *([(choice.dropped, 0)] if choice.dropped else [])]
+        return sum(self._damages[part] for part in parts)
+
+    def _damage_of(self, picked: tuple[int, ...]) -> float:
+        """Return the damage of a choice for every item, each group made up for by itself."""
+        return self._trial("", self._stitched(self._choices(picked)), DAMAGE_SAMPLES).damage
+
+    def _trial(self, name: str, model: ir.Model, most: int) -> Sensitivity:
+        feeds = evenly(self._judging, most)
+        return sensitivities(self.model, {name: lambda: model}, self._opened, feeds)[0]
+
+    def _thunk(self, choices: Sequence[Choice]) -> Callable[[], ir.Model]:
+        return lambda: self._stitched(choices)
+
+    @cached_property
+    def _judged(self) -> tuple[str, ...]:
+        return judged_tensors(self.model)
+
+    @contextmanager
+    def _opened(self, model: ir.Model) -> Iterator[Run]:
+        with opened(observe(model, self._judged) if self._judged else model) as run:
+            yield run
+
+    @cached_property
+    def _judging(self) -> Sequence[Feeds]:
+        """Samples that no compensation sees, where there are others."""
+        return evenly(self.feeds, TRIAL_SAMPLES)
+
+    @cached_property
+    def _fitted(self) -> Sequence[Feeds]:
+        return without(self.feeds, TRIAL_SAMPLES) or self.feeds
+
+    def _look_of(self, choice: Choice) -> object:
+        """Return what the time of a choice depends on: operators and shapes of everything that it touches."""
+        parts: list[object] = [choice.dropped is not None, tuple(sorted(choice.widths.values()))]
+        nodes = set(self.regions[choice.dropped].nodes) if choice.dropped else set()
+        for name in choice.widths:
+            group = self._groups[name]
+            nodes |= {*group.makers, *(reader.node for reader in group.readers)}
+        shapes = [
+            (node.op_type, *(tuple(value.shape or ()) for value in (*node.inputs, *node.outputs) if value is not None))
+            for node in self._shaped
+            if label(node) in nodes
+        ]
+        return (*parts, tuple(sorted(map(str, shapes))))
+
+    @cached_property
+    def _shaped(self) -> Sequence[ir.Node]:
+        return list(with_inferred_shapes(self.model).graph)
+
+    def _rough(self, choice: Choice) -> ir.Model:
+        """Return the model with one choice made and nothing made up for: it takes the same time."""
+        removed = {name: range(width, self._groups[name].size) for name, width in choice.widths.items()}
+        model = cut(self.model, removed, self.coupling) if removed else self.model
+        return drop(model, self.regions[choice.dropped]) if choice.dropped else model
+
+    def _stitched(self, choices: Sequence[Choice]) -> ir.Model:
+        """Return the model with some choices made, each made up for by itself."""
+        widths, dropped = _merged(choices)
+        chosen = [self._narrowings[name][width] for name, width in widths.items()]
+        return self._without(stitch(self.model, self.coupling, chosen) if chosen else self.model, dropped)
+
+    def _without(self, model: ir.Model, names: Collection[str]) -> ir.Model:
+        """Return a model without some regions; the last one goes first, because another may begin where one ends."""
+        order = {label(node): index for index, node in enumerate(self.model.graph)}
+        for region in sorted((self.regions[name] for name in names), key=lambda one: -order[one.nodes[-1]]):
+            model = drop(model, region)
+        return model
+
+    def least_missed(self, count: int) -> list[str]:
+        """Return the regions that go with the least damage, one after the other, each measured with those before.
+
+        Raises:
+            RecipeError: If there are not so many.
+        """
+        if count > len(self.regions):
+            raise RecipeError(
+                f"Of this model {len(self.regions)} layers can go, but {count} were asked for.",
+                hint="`edgewise inspect` lists them.",
+            )
+        gone: list[str] = []
+        for _ in range(count):
+            left = [name for name in self.regions if name not in gone]
+            variants = {name: self._thunk([Choice(dropped=one) for one in (*gone, name)]) for name in left}
+            found = sensitivities(self.model, variants, self._opened, evenly(self._judging, DAMAGE_SAMPLES))
+            gone.append(min(found, key=lambda one: one.damage).node)
+        return gone
+
+    def with_zeros(self, share: float, pattern: PatternName) -> Pruned:
+        """Return the model with a share of its weights at zero, made up for layer after layer."""
+        found = prune_weights(self.model, share, PATTERNS[pattern], opened, self._fitted)
+        return Pruned(found.model, self._account(found.model), found.declines)
+
+    def recovered(self, pruned: Pruned, seconds: float) -> Pruned:
+        """Return a pruned model that was trained on the whole model's answers; as it was where that does not help.
+
+        Raises:
+            RecipeError: If PyTorch is not installed.
+            ModelError: If an operator is not known in PyTorch.
+        """
+        from edgewise.compress.recover.distil import distil  # noqa: PLC0415  PyTorch is an extra
+
+        found = distil(pruned.model, self.model, self._fitted, held_out=self._judging, seconds=seconds, seed=self.seed)
+        trial = trial_of(self._trial("recovered", found.model, TRIAL_SAMPLES))
+        account = replace(pruned.account, trials=(*pruned.account.trials, trial))
+        return Pruned(found.model, account, pruned.declines)
+
+    def made(self, choices: Sequence[Choice]) -> Pruned:
+        """Return the model with some choices made, layer after layer on what is really left."""
+        widths, dropped = _merged(choices)
+        model = self._without(self.model, dropped)
+        declines: tuple[Decline, ...] = ()
+        if dropped:
+            refitted = refit_readers(model, self.model, opened, self._fitted)
+            model, declines = refitted.model, refitted.declines
+        coupling = couple(model) if dropped else self.coupling
+        found = prune_neurons(model, coupling, widths, opened, self._fitted)
+        pruned, _ = fuse(found.model)
+        account = self._account(
+            pruned, {name: len(gone) for name, gone in found.removed.items()}, found.errors, dropped
+        )
+        return Pruned(pruned, account, (*declines, *found.declines))
+
+    def _account(
+        self,
+        pruned: ir.Model,
+        removed: Mapping[str, int] = _NONE,
+        errors: Mapping[str, float] = _NO_ERRORS,
+        dropped: Collection[str] = (),
+    ) -> Pruning:
+        before, after = (model_facts(model, "", "") for model in (self.model, pruned))
+        trial = self._trial("pruned", pruned, TRIAL_SAMPLES)
+        gone = {node for name in dropped for node in self.regions[name].nodes}
+        return Pruning(
+            groups=tuple(
+                GroupWidth(
+                    name=group.name,
+                    makers=group.makers,
+                    before=group.size,
+                    after=group.size - removed.get(group.name, 0),
+                    error=errors.get(group.name),
+                )
+                for group in self.coupling.groups
+                if not gone & set(group.makers)
+            ),
+            layers=tuple(_removed(self.regions[name], self.model) for name in dropped),
+            macs_before=before.macs,
+            macs_after=after.macs,
+            parameters_before=before.parameters,
+            parameters_after=after.parameters,
+            trials=(trial_of(trial),),
+        )
+
+
+def compare(whole: ir.Model, other: ir.Model, feeds: Sequence[Feeds]) -> PruningTrial:
+    """Return how far the outputs of one model are from those of another, on some samples."""
+    judged = judged_tensors(whole)
+
+    @contextmanager
+    def watched(model: ir.Model) -> Iterator[Run]:
+        with opened(observe(model, judged) if judged else model) as run:
+            yield run
+
+    return trial_of(sensitivities(whole, {"pruned": lambda: other}, watched, feeds)[0])
+
+
+def trial_of(found: Sensitivity, time: float | None = None) -> PruningTrial:
+    """Return a comparison of outputs as a record."""
+    return PruningTrial(what=found.node, time=time, nsr=found.nsr, kl=found.kl, flips=found.flips, n=found.n)
+
+
+def widths_of(size: int, step: int) -> tuple[int, ...]:
+    """Return the widths to try for a group, each smaller than the one before: multiples of a step.
+
+    Args:
+        size: Units of the group.
+        step: Channel counts are fast at multiples of this number. It is halved until it fits into the group four times:
+            what the finer steps bring in time is measured.
+    """
+    while step > 1 and size < 4 * step:
+        step //= 2
+    found = {max(step, round(size * share / step) * step) for share in WIDTHS}
+    return tuple(sorted((width for width in found if 0 < width < size), reverse=True))
+
+
+def is_stream(group: Group, model: ir.Model) -> bool:
+    """Whether units are read and then added to again, as the channels of a residual stream are."""
+    producers = {label(node): node for node in model.graph}
+    makers, waiting, seen = set(group.makers), [producers[reader.node] for reader in group.readers], set[ir.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if label(node) in makers:
+            return True
+        waiting.extend(usage.node for value in node.outputs for usage in value.uses())
+    return False
+
+
+def nothing_pruned(coupling: Coupling) -> RecipeError:
+    """Return the refusal of a model in which nothing can be pruned, with the first of the reasons."""
+    why = f" `{coupling.pinned[0].node}`: {coupling.pinned[0].reason}." if coupling.pinned else ""
+    return RecipeError(
+        f"Nothing of this model can be pruned.{why}", hint="`edgewise inspect` says what is pinned, and why."
+    )
+
+
+def _merged(choices: Sequence[Choice]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the widths by group, and the regions that go."""
+    widths = {name: width for choice in choices for name, width in choice.widths.items()}
+    return widths, tuple(choice.dropped for choice in choices if choice.dropped)
+
+
+def _removed(region: Region, model: ir.Model) -> RemovedLayer:
+    inside = Counter(node.op_type for node in model.graph if label(node) in set(region.nodes))
+    operators = ", ".join(f"{count} {name}" for name, count in inside.most_common())
+    return RemovedLayer(name=region.name, operators=operators, macs=region.macs)

@@ -1,0 +1,209 @@
+"""One kind of pruning alone: what `edgewise prune` and `edgewise.prune` do."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias, get_args
+
+import onnx_ir as ir
+
+from edgewise.analysis.coupling import Group
+from edgewise.backends import registry
+from edgewise.errors import DataError, OutputError, RecipeError
+from edgewise.formats.onnx import save
+from edgewise.passes.apply import optimize as fuse
+from edgewise.pipeline.inputs import Split, load_model, open_data
+from edgewise.pipeline.judge import opened
+from edgewise.pipeline.progress import Progress, Quiet
+from edgewise.pipeline.prune import Choice, PatternName, Pruned, Pruner, compare, is_stream, nothing_pruned
+from edgewise.pipeline.quantize import Held
+from edgewise.pipeline.request import DataRequest
+from edgewise.records.candidate import RunOptions
+from edgewise.records.codec import Record
+from edgewise.records.findings import Decline
+from edgewise.records.pruning import Pruning, PruningTrial
+from edgewise.records.tensors import Feeds
+from edgewise.samples.state import steps
+
+MOST_SAMPLES: Final = 2000
+"""Samples that are kept in memory and fitted to; more change little and take time."""
+
+
+class Neurons(Record, frozen=True, kw_only=True, tag="neurons"):
+    """Take a share of the units of every group that is not a residual stream, in (0, 1)."""
+
+    share: float
+
+
+class Layers(Record, frozen=True, kw_only=True, tag="layers"):
+    """Take so many residual branches or blocks, >= 1, those that do the least damage."""
+
+    count: int
+
+
+class Weights(Record, frozen=True, kw_only=True, tag="weights"):
+    """Set a share of the weights to zero, in (0, 1), where the pattern allows it."""
+
+    share: float
+    pattern: PatternName = "unstructured"
+
+
+class Time(Record, frozen=True, kw_only=True, tag="time"):
+    """Take what does the least damage until the time is at most this share of the whole model's, in (0, 1)."""
+
+    share: float
+
+
+Ask: TypeAlias = Neurons | Layers | Weights | Time
+
+
+class PruneResult(Record, frozen=True, kw_only=True):
+    """What `edgewise prune` did.
+
+    Attributes:
+        file: The pruned model.
+        asked: What was asked for.
+        pruning: What was taken.
+        held_out: The result against the whole model, on samples that no step saw.
+        declines: What was left as it is, and why.
+    """
+
+    file: str
+    asked: Ask
+    pruning: Pruning
+    held_out: PruningTrial
+    declines: tuple[Decline, ...]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a pruned model will run, and what may be done for it.
+
+    Attributes:
+        backend: Where it will run: what is saved is measured there.
+        quantized: Whether it will be quantized to 8 bits: then 8-bit layers are timed.
+        options: Threads and precision.
+        recover_s: Seconds of training on the whole model's answers afterwards; 0 for none.
+        seed: Seed of every draw.
+    """
+
+    backend: str = "ort"
+    quantized: bool = True
+    options: RunOptions = field(default_factory=RunOptions)
+    recover_s: float = 0.0
+    seed: int = 0
+
+
+def check(ask: Ask) -> None:
+    """Refuse what cannot be meant.
+
+    Raises:
+        RecipeError: If a share is not between 0 and 1, or a count below 1.
+    """
+    match ask:
+        case Layers(count=count):
+            if count < 1:
+                raise RecipeError(f"The number of layers has to be 1 or more. Received {count}.")
+        case Neurons(share=share) | Weights(share=share) | Time(share=share):
+            if isinstance(ask, Weights) and ask.pattern not in get_args(PatternName):
+                raise RecipeError(
+                    f"The pattern has to be one of {', '.join(get_args(PatternName))}. Received `{ask.pattern}`."
+                )
+            if not 0 < share < 1:
+                raise RecipeError(f"A share has to be between 0 and 1, both excluded. Received {share:g}.")
+
+
+def prune_model(model: ir.Model, feeds: Sequence[Feeds], ask: Ask, way: Way) -> Pruned:
+    """Return a model with a part taken, made up for on unlabelled samples.
+
+    Args:
+        model: A fused float model with a fixed batch; not changed.
+        feeds: Samples; a few of them judge, the rest is fitted to.
+        ask: What to take.
+        way: How the result will run.
+
+    Raises:
+        RecipeError: If nothing can be pruned, or not so much.
+        DataError: If there is no sample.
+    """
+    check(ask)
+    if not feeds:
+        raise DataError("Pruning needs samples to make up for what it takes, but there is none.")
+    target = registry.get(way.backend).target()
+    pruner = Pruner(model, feeds, target, quantized=way.quantized, options=way.options, seed=way.seed)
+    pruned = _pruned(pruner, ask)
+    return pruner.recovered(pruned, way.recover_s) if way.recover_s else pruned
+
+
+def _pruned(pruner: Pruner, ask: Ask) -> Pruned:
+    match ask:
+        case Neurons(share=share):
+            groups = [group for group in pruner.coupling.groups if not is_stream(group, pruner.model)]
+            if not groups:
+                raise nothing_pruned(pruner.coupling)
+            return pruner.made([Choice({group.name: _left(group, share)}) for group in groups])
+        case Layers(count=count):
+            return pruner.made([Choice(dropped=name) for name in pruner.least_missed(count)])
+        case Weights(share=share, pattern=pattern):
+            return pruner.with_zeros(share, pattern)
+        case Time(share=share):
+            return pruner.at(share)
+
+
+def _left(group: Group, share: float) -> int:
+    """Return how many units stay: at least one."""
+    return max(1, group.size - round(share * group.size))
+
+
+def prune_file(
+    path: Path, data: DataRequest, ask: Ask, way: Way, *, out: Path, progress: Progress | None = None
+) -> PruneResult:
+    """Prune a model file on samples, and write the result.
+
+    The samples are split as `edgewise optimize` does it: calibration and selection are fitted to, and the rest, which
+    no step sees, tells how far the answers are from the whole model's.
+
+    Args:
+        path: The model file.
+        data: The samples; labels are not read.
+        ask: What to take.
+        way: How the result will run.
+        out: File to write.
+        progress: Hears what is done.
+
+    Raises:
+        UserError: If the model, the samples or the request cannot be used, or the file exists.
+    """
+    progress = progress or Quiet()
+    check(ask)
+    if data.is_synthetic:
+        raise DataError("Pruning makes up for what it takes on real samples: `--data none` is not enough.")
+    if out.exists():
+        raise OutputError(f"`{out}` exists.", hint="Choose another file with `--out`, or remove it.")
+    progress.stage("Reading the model and the samples")
+    loaded = load_model(path, data.shapes)
+    fused, _ = fuse(loaded.fixed)
+    sets = open_data(data, loaded.facts.inputs)
+    progress.stage("Pruning")
+    pruned = prune_model(fused, _feeds(fused, sets.calibrate, sets.select), ask, way)
+    progress.stage("Comparing with the whole model")
+    held_out = compare(fused, pruned.model, _feeds(fused, sets.certify))
+    save(pruned.model, out)
+    return PruneResult(
+        file=str(out), asked=ask, pruning=pruned.account, held_out=held_out, declines=tuple(pruned.declines)
+    )
+
+
+def _feeds(model: ir.Model, *parts: Split) -> list[Feeds]:
+    """Return the samples of some sets, evenly thinned; of sequences every step, the model's own states fed back."""
+    places = [(part.dataset, int(index)) for part in parts for index in part.indices]
+    held = Held()
+    with opened(model) as run:
+        few = places[:: max(1, -(-len(places) // MOST_SAMPLES))]
+        given = (steps(run, dataset.feeds(index), dataset.state) for dataset, index in few)
+        deque(held.through(itertools.chain.from_iterable(given)), maxlen=0)
+    return held.feeds
