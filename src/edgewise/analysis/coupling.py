@@ -156,9 +156,10 @@ def _hold_captured(flow: Flow, node: ir.Node, body: ir.Graph) -> None:
 def _free(flow: Flow) -> set[int]:
     """Return the labels of units that can go: made by weights, summed over, and held by nothing."""
     joined = flow.joined
-    read = {int(root) for reading in flow.readings for root in joined.roots(reading.labels)}
-    made = {int(at) for making in flow.makings for at in making.labels}
-    return {at for at in made if (root := joined.root(at)) in read and joined.why_pinned(root) is None}
+    read = {root for reading in flow.readings for root in joined.roots(reading.labels).tolist()}
+    made = np.unique(np.concatenate([np.zeros(0, np.int64), *(making.labels for making in flow.makings)]))
+    roots = joined.roots(made).tolist()
+    return {at for at, root in zip(made.tolist(), roots, strict=True) if root in read and not joined.why_pinned(root)}
 
 
 class _Builder:
@@ -167,78 +168,77 @@ class _Builder:
     def __init__(self, model: ir.Model, flow: Flow) -> None:
         self.flow, self.joined = flow, flow.joined
         self.free = {self.joined.root(at) for at in _free(flow)}
-        self.order = {node: index for index, node in enumerate(model.graph)}
-        made = [output for node in model.graph for output in node.outputs]
-        self.values = [value for value in made if value in flow.dims]
-        self.values += [value for value in flow.dims if value not in set(self.values)]
-        self.roots: dict[Place, Labels] = {}
+        made = [output for node in model.graph for output in node.outputs if output in flow.dims]
+        self.rank = {value: index for index, value in enumerate(dict.fromkeys((*made, *flow.dims)))}
+        order = {node: index for index, node in enumerate(model.graph)}
+        readings = sorted(flow.readings, key=lambda one: order[one.node])
+        makings = sorted(flow.makings, key=lambda one: order[one.node])
+        self.readings = [(one, self._roots(one.labels)) for one in readings]
+        self.makings = [(one, self._roots(one.labels)) for one in makings]
+        self.roots: dict[Place, list[int]] = {}
 
     def coupling(self) -> Coupling:
         """Return all groups, and what is pinned."""
         places: dict[int, list[Place]] = {root: [] for root in self.free}
-        for value in self.values:
+        for value in self.rank:
             for axis, labels in enumerate(self.flow.dims[value]):
                 if labels is not None:
-                    self.roots[value, axis] = self.joined.roots(labels)
-                    for root in dict.fromkeys(self.roots[value, axis].tolist()):
+                    self.roots[value, axis] = self.joined.roots(labels).tolist()
+                    for root in dict.fromkeys(self.roots[value, axis]):
                         if root in self.free:
                             places[root].append((value, axis))
         # Units of one group lie at the same places: no value then loses all of an axis while every group keeps a unit.
         groups: dict[tuple[Place, ...], list[int]] = {}
         for root, where in places.items():
             groups.setdefault(tuple(where), []).append(root)
-        ordered = sorted(groups.items(), key=lambda item: (self.values.index(item[0][0][0]), min(item[1])))
+        ordered = sorted(groups.items(), key=lambda item: (self.rank[item[0][0][0]], item[0][0][1], min(item[1])))
         users = Counter(place for where in groups for place in where)
-        made = [self._group(where, set(roots), users) for where, roots in ordered]
-        whole = [group for group in made if group.size > 1]
-        single = [group for group in made if group.size == 1]
+        whole = [self._group(where, set(roots), users) for where, roots in ordered if len(roots) > 1]
+        single = {roots[0] for _, roots in ordered if len(roots) == 1}
         return Coupling(tuple(whole), tuple(self._pinned(single)))
 
-    def _group(self, places: Sequence[Place], free: Collection[int], users: Mapping[Place, int]) -> Group:
+    def _group(self, places: Sequence[Place], free: set[int], users: Mapping[Place, int]) -> Group:
         numbers: dict[int, int] = {}
         axes = []
         for value, axis in places:
-            roots = self.roots[value, axis].tolist()
+            roots = self.roots[value, axis]
             for root in roots:
                 if root in free:
                     numbers.setdefault(root, len(numbers))
             axes.append(Axis(value.name or "", axis, np.array([numbers.get(root, -1) for root in roots])))
-        own = next((place for place in places if users[place] == 1 and not is_constant(place[0])), None)
-        first = places[0]
         return Group(
-            name=(own[0].name or "") if own else f"{first[0].name} from {min(self._positions(first, free))}",
+            name=self._name(places, free, users),
             size=len(numbers),
             axes=tuple(axes),
             readers=tuple(
                 Reader(label(reading.node), reading.slot, reading.axis, reading.weight)
-                for reading in sorted(self.flow.readings, key=lambda one: self.order[one.node])
-                if self._holds(reading.labels, numbers)
+                for reading, roots in self.readings
+                if free & roots
             ),
-            makers=tuple(
-                dict.fromkeys(
-                    label(making.node)
-                    for making in sorted(self.flow.makings, key=lambda one: self.order[one.node])
-                    if self._holds(making.labels, numbers)
-                )
-            ),
+            makers=tuple(dict.fromkeys(label(making.node) for making, roots in self.makings if free & roots)),
         )
 
-    def _positions(self, place: Place, free: Collection[int]) -> list[int]:
-        return [index for index, root in enumerate(self.roots[place].tolist()) if root in free]
+    def _name(self, places: Sequence[Place], free: Collection[int], users: Mapping[Place, int]) -> str:
+        """Return the value in which units first appear alone, or where they begin in the first value; unique."""
+        own = next((place for place in places if users[place] == 1 and not is_constant(place[0])), None)
+        value, axis = own or places[0]
+        others = [one for one in range(len(self.flow.dims[value])) if one != axis and users.get((value, one))]
+        name = f"{value.name} axis {axis}" if others else f"{value.name}"
+        if own:
+            return name
+        return f"{name} from {next(at for at, root in enumerate(self.roots[value, axis]) if root in free)}"
 
-    def _holds(self, labels: Labels, numbers: Mapping[int, int]) -> bool:
-        return any(root in numbers for root in self.joined.roots(labels).tolist())
+    def _roots(self, labels: Labels) -> frozenset[int]:
+        return frozenset(self.joined.roots(labels).tolist())
 
-    def _pinned(self, single: Sequence[Group]) -> list[Pinned]:
-        """Return what every maker makes that has to stay."""
-        alone = {maker for group in single for maker in group.makers}
+    def _pinned(self, single: Collection[int]) -> list[Pinned]:
+        """Return what every maker makes that has to stay; `single` are the units of groups of one."""
         found: dict[tuple[ir.Node, str], int] = {}
-        for making in self.flow.makings:
-            for root in dict.fromkeys(self.joined.roots(making.labels).tolist()):
-                if root in self.free and label(making.node) not in alone:
+        for making, roots in self.makings:
+            for root in roots:
+                if root in self.free and root not in single:
                     continue
-                reason = "it is the only one" if root in self.free else self.joined.why_pinned(root)
-                key = making.node, reason or "nothing sums over them"
+                reason = self.joined.why_pinned(root) or "nothing sums over them"
+                key = making.node, "it is the only one" if root in single else reason
                 found[key] = found.get(key, 0) + 1
-        ordered = sorted(found.items(), key=lambda item: self.order[item[0][0]])
-        return [Pinned(label(node), node.op_type, count, reason) for (node, reason), count in ordered]
+        return [Pinned(label(node), node.op_type, count, reason) for (node, reason), count in found.items()]
