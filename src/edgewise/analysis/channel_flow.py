@@ -136,7 +136,10 @@ class Flow:
         if labels is None or value is None:
             return
         if value in self.computed:
-            self.joined.pin(labels, f"{name_of(node)} makes them of weights that are computed (`{value.name}`)")
+            producer = value.producer()
+            stored = producer is not None and producer.op_type == "DequantizeLinear"
+            how = "stored as integers" if stored else "computed"
+            self.joined.pin(labels, f"{name_of(node)} makes them of weights that are {how} (`{value.name}`)")
         if is_fixed(value) or value in self.computed:
             self.makings.append(Making(node, labels))
 

@@ -26,8 +26,8 @@ def mixes(node: ir.Node) -> str:
 
 def _conv(flow: Flow, node: ir.Node) -> list[Dims]:
     data, weight, bias = (flow.input(node, slot) for slot in range(3))
-    channels, groups = sizes_of(input_at(node, 0))[1], node.attributes.get_int("group", 1)
-    if channels is None or None in sizes_of(input_at(node, 1))[:2]:
+    (_, per_group, *_), groups = sizes_of(input_at(node, 1)), node.attributes.get_int("group", 1)
+    if per_group is None:
         return all_stay(flow, node, "has a shape that is not known in full")
     flow.pin((*data[2:], *weight[2:]), mixes(node))
     made = weight[0]
@@ -35,7 +35,7 @@ def _conv(flow: Flow, node: ir.Node) -> list[Dims]:
         flow.meet(data[1], weight[1], _together(node))
         flow.read(node, 0, 1, 1)
         flow.make(node, 1, made)
-    elif channels // groups > groups:
+    elif per_group > groups:
         _share_within(flow, node, data[1], weight, groups)
     else:
         # A group of channels goes as a whole, with the outputs that it makes.
@@ -75,7 +75,7 @@ def _whole_groups(flow: Flow, node: ir.Node, data: Labels | None, made: Labels |
 def _conv_transpose(flow: Flow, node: ir.Node) -> list[Dims]:
     data, weight, bias = (flow.input(node, slot) for slot in range(3))
     groups, per_group = node.attributes.get_int("group", 1), sizes_of(input_at(node, 1))[1]
-    if per_group is None or None in sizes_of(input_at(node, 0))[1:2]:
+    if per_group is None:
         return all_stay(flow, node, "has a shape that is not known in full")
     flow.pin((*data[2:], *weight[2:]), mixes(node))
     read = flow.meet(data[1], weight[0], _together(node))
