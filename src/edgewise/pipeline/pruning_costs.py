@@ -1,9 +1,9 @@
-"""What narrower variants of a model save in time, measured; variants of layers that look alike are measured once."""
+"""What changes to a model save in time, measured: those that look alike together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
@@ -42,23 +42,30 @@ class Stopwatch:
     quantized: bool
     options: RunOptions
     feeds: Sequence[Feeds]
-    _known: dict[object, float] = field(default_factory=dict, init=False, repr=False)
 
-    def times(self, keys: Sequence[object], make: Callable[[int], ir.Model]) -> list[float]:
-        """Return the time of each variant as a share of the whole's.
+    def savings(self, looks: Sequence[object], make: Callable[[Sequence[int]], ir.Model]) -> list[float]:
+        """Return what each change saves, as a share of the whole's time; negative where it takes longer.
+
+        Changes that look alike are made all at once, and each gets an equal part of what they save together: a layer or
+        two of many are within the noise of one measurement.
 
         Args:
-            keys: What each variant's time depends on: variants with equal keys are timed once.
-            make: Makes the variant with an index.
+            looks: What each change's time depends on.
+            make: Makes the model with the changes of some indices.
         """
-        missing = [index for index, key in enumerate(keys) if key not in self._known and key not in keys[:index]]
-        for start in range(0, len(missing), TIMED_TOGETHER):
-            part = missing[start : start + TIMED_TOGETHER]
-            found = extra_times(
-                self.target.backend, self._base, [self._as_run(make(i)) for i in part], self.options, self.feeds[0]
-            )
-            self._known.update({keys[index]: 1.0 + extra for index, extra in zip(part, found, strict=True)})
-        return [self._known[key] for key in keys]
+        alike: dict[object, list[int]] = {}
+        for index, look in enumerate(looks):
+            alike.setdefault(look, []).append(index)
+        sets = list(alike.values())
+        result = [0.0] * len(looks)
+        for start in range(0, len(sets), TIMED_TOGETHER):
+            part = sets[start : start + TIMED_TOGETHER]
+            variants = [self._as_run(make(members)) for members in part]
+            found = extra_times(self.target.backend, self._base, variants, self.options, self.feeds[0])
+            for members, extra in zip(part, found, strict=True):
+                for index in members:
+                    result[index] = -extra / len(members)
+        return result
 
     def time(self, model: ir.Model) -> float:
         """Return the time of one model as a share of the whole's."""
