@@ -139,12 +139,12 @@ def _linear_quantization(flow: Flow, node: ir.Node) -> list[Dims]:
     data, scale, zero = (flow.input(node, slot) for slot in range(3))
     if node.attributes.get_int("block_size", 0):
         return _unknown(flow, node)
-    if len(scale) == 1 and scale[0] is not None and data:
+    if sizes_of(input_at(node, 1)) in {(), (1,)}:
+        flow.pin(zero, f"{name_of(node)} takes them as one number")
+    elif data:
         axis = node.attributes.get_int("axis", 1) % len(data)
         for own in (scale, zero) if zero else (scale,):
             flow.meet(data[axis], own[0], f"{name_of(node)} has a scale for each of them that is not constant")
-    else:
-        flow.pin((*scale, *zero), f"{name_of(node)} takes them as scales")
     return [data]
 
 
@@ -226,7 +226,6 @@ RULES: Final[dict[str, Rule]] = {
     "LpNormalization": _along_axis,
     "LpPool": _pool,
     "MaxPool": _pool,
-    "MeanVarianceNormalization": _local_norm,
     "QuantizeLinear": _linear_quantization,
     "RMSNormalization": _layer_norm,
     "ReduceL1": _reduce,
