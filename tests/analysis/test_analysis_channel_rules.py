@@ -314,6 +314,26 @@ def test_bodies_hold_what_they_read_wherever_it_is_read_first() -> None:
     assert reason(coupling) == "the body of `if` reads them"
 
 
+def test_what_is_made_in_a_body_stays_there() -> None:
+    b = GraphBuilder("net")
+    branches = {}
+    for name, outs in (("then_branch", 5), ("else_branch", 7)):
+        inner = GraphBuilder(name)
+        hidden = inner.node("MatMul", "x", inner.weight(4, outs, name=f"{name}_w"), name=f"{name}_first")
+        hidden = inner.node("Gemm", hidden, inner.weight(3, outs, name=f"{name}_v"), transB=1, name=f"{name}_last")
+        inner.output(hidden, f"{name}_out", (1, 3))
+        branches[name] = inner.graph()
+    b.input("x", [1, 4])
+    b.output(b.node("If", b.input("flag", [], "bool"), name="if", **branches), "y", (1, 3))
+    coupling = couple(b.build())
+    assert coupling.groups == ()
+    assert {(one.node, one.operator, one.units) for one in coupling.pinned} == {
+        ("then_branch_first", "MatMul", 5), ("then_branch_last", "Gemm", 3),
+        ("else_branch_first", "MatMul", 7), ("else_branch_last", "Gemm", 3),
+    }  # fmt: skip
+    assert {one.reason for one in coupling.pinned} == {"they lie in the body of `if`"}
+
+
 def test_tables_make_the_entries_of_their_rows() -> None:
     b = GraphBuilder("net")
     value = b.node("Gather", b.weight(10, 6, name="table"), b.input("words", [1, 5], "int64"), name="look up")

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgewise.analysis.channel_flow import Flow, Pattern, name_of
+from edgewise.analysis.channel_flow import Flow, Making, Pattern, is_fixed, name_of, sizes_of
 from edgewise.analysis.channel_labels import Labels
 from edgewise.analysis.channel_rules import apply_rule
-from edgewise.analysis.values import bodies, is_constant, label, with_inferred_shapes
+from edgewise.analysis.values import STANDARD_DOMAINS, bodies, input_at, is_constant, label, with_inferred_shapes
 
 Units = npt.NDArray[np.int64]
 
 Place: TypeAlias = tuple[ir.Value, int]
 """A value and one of its axes."""
+
+_WEIGHTS: Final = {
+    "Conv": (1, 0), "ConvTranspose": (1, 1), "GRU": (2, 2), "Gemm": (1, 1), "LSTM": (2, 2), "MatMul": (1, -1),
+    "RNN": (2, 2),
+}  # fmt: skip
+"""Input index of the weights of operators that make units, and the axis on which the units lie in them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,19 +144,27 @@ def _followed(model: ir.Model, choices: Mapping[Pattern, int]) -> Flow:
         apply_rule(flow, node)
     for node in model.graph:
         for body in bodies(node):
-            _hold_captured(flow, node, body)
+            _hold_body(flow, node, body)
     for value in model.graph.outputs:
         flow.pin(flow.of(value), f"the model's output `{value.name}` has them")
     return flow
 
 
-def _hold_captured(flow: Flow, node: ir.Node, body: ir.Graph) -> None:
-    """Let everything stay that a body reads from the graph around it."""
+def _hold_body(flow: Flow, node: ir.Node, body: ir.Graph) -> None:
+    """Let everything stay that a body reads from the graph around it, and all that is made in it."""
     inner = list(ir.traversal.RecursiveGraphIterator(body))
     inside = {*body.inputs, *body.initializers.values(), *(value for one in inner for value in one.outputs)}
     for value in (*body.outputs, *(value for one in inner for value in one.inputs)):
         if value is not None and value not in inside:
             flow.pin(flow.of(value), f"the body of {name_of(node)} reads them")
+    for one in inner:
+        slot, axis = _WEIGHTS.get(one.op_type, (0, 0)) if one.domain in STANDARD_DOMAINS else (0, 0)
+        weight = input_at(one, slot)
+        if slot and is_fixed(weight):
+            axis = 0 if one.attributes.get_int("transB", 0) else axis
+            made = flow.joined.fresh(sizes_of(weight)[axis] or 0)
+            flow.joined.pin(made, f"they lie in the body of {name_of(node)}")
+            flow.makings.append(Making(one, made))
 
 
 def _free(flow: Flow) -> set[int]:
@@ -170,7 +184,7 @@ class _Builder:
         self.free = {self.joined.root(at) for at in _free(flow)}
         made = [output for node in model.graph for output in node.outputs if output in flow.dims]
         self.rank = {value: index for index, value in enumerate(dict.fromkeys((*made, *flow.dims)))}
-        order = {node: index for index, node in enumerate(model.graph)}
+        order = {node: index for index, node in enumerate(ir.traversal.RecursiveGraphIterator(model.graph))}
         readings = sorted(flow.readings, key=lambda one: order[one.node])
         makings = sorted(flow.makings, key=lambda one: order[one.node])
         self.readings = [(one, self._roots(one.labels)) for one in readings]
