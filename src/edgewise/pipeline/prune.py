@@ -29,7 +29,7 @@ from edgewise.compress.prune.layers import drop
 from edgewise.compress.prune.options import Option as Narrowing
 from edgewise.compress.prune.options import options as narrowings
 from edgewise.compress.prune.options import stitch
-from edgewise.compress.prune.refit import refit_readers
+from edgewise.compress.prune.refit import made_up_for, refit_readers
 from edgewise.compress.prune.regions import Region, find_regions
 from edgewise.compress.prune.sequence import prune_neurons
 from edgewise.compress.prune.weight_sequence import prune_weights
@@ -62,6 +62,10 @@ CORRECTIONS: Final = 5
 
 MOST_CORRECTION: Final = 1.6
 EPSILON: Final = 0.01
+
+FILL_SAMPLES: Final = 96
+FILLED_LAYERS: Final = 4
+"""Layers behind a region that goes that make up for it, while options are compared; in the end all are fitted."""
 
 TRIES: Final = 24
 """Choices that the search over coefficients measures at most."""
@@ -180,8 +184,18 @@ class Pruner:
             home = next((name for name, region in self.regions.items() if nodes <= set(region.nodes)), None)
             (alone if home is None else inside[home]).append(group)
         items = [tuple(self._narrowed([group])) for group in alone]
-        items += [(*self._narrowed(groups), Choice(dropped=name)) for name, groups in inside.items()]
+        for name, groups in inside.items():
+            gone = [Choice(dropped=name)] if self._keeps_widths(self.regions[name]) else []
+            items.append((*self._narrowed(groups), *gone))
         return tuple(item for item in items if len(item) > 1)
+
+    def _keeps_widths(self, region: Region) -> bool:
+        """Whether entry and exit of a region have the same units: else one of them could become narrower alone."""
+        ends = [
+            {group.name for group in self.coupling.groups if any(axis.value == value for axis in group.axes)}
+            for value in (region.entry, region.exit)
+        ]
+        return ends[0] == ends[1]
 
     def _narrowed(self, groups: Sequence[Group]) -> Iterator[Choice]:
         """Yield the combinations of widths of a few groups, all of full width first."""
@@ -262,6 +276,16 @@ class Pruner:
         return {name: {option.width: option for option in options} for name, options in found.items()}
 
     @cached_property
+    def _fills(self) -> Mapping[str, Narrowing]:
+        """For each region what the layers behind it become when it goes, every region by itself."""
+        feeds = evenly(self._fitted, FILL_SAMPLES)
+        found = {}
+        for name, region in self.regions.items():
+            constants = made_up_for(self.model, region, opened, feeds, layers=FILLED_LAYERS)
+            found[name] = Narrowing(group=name, width=0, removed=(), constants=constants, error=0.0)
+        return found
+
+    @cached_property
     def _damages(self) -> Mapping[tuple[str, int], float]:
         """The damage at the outputs of each width of each group, and of each region that goes (width 0), alone."""
         singles: dict[tuple[str, int], Choice] = {}
@@ -335,6 +359,7 @@ class Pruner:
         """Return the model with some choices made, each made up for by itself."""
         widths, dropped = _merged(choices)
         chosen = [self._narrowings[name][width] for name, width in widths.items()]
+        chosen += [self._fills[name] for name in dropped]
         return self._without(stitch(self.model, self.coupling, chosen) if chosen else self.model, dropped)
 
     def _without(self, model: ir.Model, names: Collection[str]) -> ir.Model:

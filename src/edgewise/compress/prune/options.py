@@ -27,7 +27,7 @@ class Option:
     """One width of one group, all other groups left as they are.
 
     Attributes:
-        group: Name of the group.
+        group: Name of the group; of the region, where constants make up for one that is going to be dropped.
         width: How many units are left.
         removed: The units that go, in ascending order.
         constants: Weights and biases of the readers by name, compensated, in the layout of the model; a bias that the
@@ -108,7 +108,7 @@ def stitch(model: ir.Model, coupling: Coupling, chosen: Collection[Option]) -> i
             after[name] += values.astype(np.float64) - before[name]
     for name, values in after.items():
         constants[name].const_value = ir.tensor(values.astype(np.float32), name=name)
-    result = cut(prepared, {option.group: option.removed for option in chosen}, coupled)
+    result = cut(prepared, {option.group: option.removed for option in chosen if option.removed}, coupled)
     without_idle_biases(result, model)
     return result
 

@@ -19,7 +19,8 @@ from edgewise.analysis.values import is_standard, label, with_inferred_shapes
 from edgewise.compress.nodes import constant
 from edgewise.compress.prune.behind import Reader, only_reader, other_operand, readers
 from edgewise.compress.prune.fit import Fit, Moments, fit
-from edgewise.compress.prune.regions import same_shape
+from edgewise.compress.prune.layers import drop
+from edgewise.compress.prune.regions import Region, same_shape
 from edgewise.compress.prune.replay import Replay
 from edgewise.compress.runner import Opener
 from edgewise.compress.unfold import spread
@@ -97,6 +98,33 @@ def refit_readers(
                 declines.append(_decline(found.node, "it keeps its weights: the model had no such layer before"))
     errors = _sweep(sites, Replay(teacher, open_model, feeds), Replay(now, open_model, feeds), made, len(feeds))
     return Refitted(now, errors, tuple(declines))
+
+
+def made_up_for(
+    model: ir.Model, region: Region, open_model: Opener, feeds: Sequence[Feeds], *, layers: int
+) -> dict[str, Array]:
+    """Return constants of `model` that make up for a region that is going to be dropped, by name.
+
+    Args:
+        model: The model; not changed.
+        region: A region that can be dropped.
+        open_model: Opens parts of models.
+        feeds: Unlabelled samples.
+        layers: How many of the linear layers behind the region are fitted anew, >= 1.
+
+    Raises:
+        DataError: If there is no sample, or one makes NaN or infinities.
+    """
+    dropped = drop(model, region)
+    changed = _changed(with_inferred_shapes(dropped).graph, with_inferred_shapes(model).graph)
+    linear = [found.name for found in readers(dropped.graph) if isinstance(found, Reader) and found.name in changed]
+    refitted = refit_readers(dropped, model, open_model, feeds, names=linear[:layers]).model.graph.initializers
+    result = {}
+    for name, value in model.graph.initializers.items():
+        before, after = constant(value), constant(refitted.get(name))
+        if before is not None and after is not None and after is not before and not np.array_equal(before, after):
+            result[name] = after
+    return result
 
 
 @dataclass(frozen=True, eq=False)
