@@ -167,6 +167,20 @@ def test_a_choice_for_nothing_changes_nothing() -> None:
     assert same.account.trials[-1].nsr < 1e-10
 
 
+def test_a_layer_between_two_kinds_of_units_is_not_dropped_beside_narrower_ones() -> None:
+    b = GraphBuilder("plain", seed=2)
+    x = b.node("Conv", b.input("x", (1, 3, 6, 6)), b.weight(8, 3, 3, 3), pads=[1] * 4, name="first")
+    x = b.node("Conv", b.node("Relu", x), b.weight(8, 8, 3, 3), pads=[1] * 4, name="second")
+    x = b.node("Conv", b.node("Relu", x), b.weight(8, 8, 3, 3), pads=[1] * 4, name="third")
+    b.output(
+        b.node("Gemm", b.node("Flatten", b.node("GlobalAveragePool", x)), b.weight(8, 5), name="head"), "y", (1, 5)
+    )
+    work = pruner(b.build())
+    assert work.regions
+    assert not any(choice.dropped for item in work.items for choice in item)
+    assert prune_model(b.build(), feeds(), Layers(count=1), Way(quantized=False)).account.layers
+
+
 def test_streams_are_told_from_inner_units() -> None:
     work = pruner()
     kinds = {group.name: is_stream(group, work.model) for group in work.coupling.groups}

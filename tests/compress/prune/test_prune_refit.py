@@ -9,8 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgewise.analysis.coupling import couple
 from edgewise.compress.prune.layers import drop
-from edgewise.compress.prune.refit import refit_readers
+from edgewise.compress.prune.options import Option, stitch
+from edgewise.compress.prune.refit import made_up_for, refit_readers
 from edgewise.compress.prune.regions import Region, find_regions
 from edgewise.compress.runner import Opener
 from edgewise.errors import DataError
@@ -131,3 +133,30 @@ def test_no_samples_are_refused(opener: Opener) -> None:
     model = conv_net()
     with pytest.raises(DataError, match="at least one sample"):
         refit_readers(model, model, opener, [])
+
+
+def test_constants_that_make_up_for_a_region_fit_before_it_goes(opener: Opener) -> None:
+    model = linear_net()
+    region = region_of(model, "add_out")
+    constants = made_up_for(model, region, opener, feeds_of(model, 40), layers=1)
+    square = next(node for node in model.graph if node.name == "first").inputs
+    assert set(constants) == {str(value.name) for value in square[1:] if value is not None}
+    option = Option(group=region.name, width=0, removed=(), constants=constants, error=0.0)
+    stitched = drop(stitch(model, couple(model), [option]), region)
+    assert distance(stitched, model, opener, "y") < 1e-6
+    # Only constants that the model has are given back: where a layer has no bias, its weights alone.
+    bare = linear_net(bias=False)
+    assert len(made_up_for(bare, region_of(bare, "add_out"), opener, feeds_of(bare, 40), layers=1)) == 1
+
+
+def test_so_many_layers_behind_a_region_make_up_for_it(opener: Opener) -> None:
+    b = GraphBuilder("bent")
+    x = b.input("x", (16, 4))
+    y = b.node("Add", x, b.node("Tanh", b.node("MatMul", x, b.weight(4, 4), name="branch")), name="add")
+    y = b.node("Tanh", b.node("Gemm", y, b.weight(4, 4), b.weight(4, fan_in=4), name="first"))
+    b.output(b.node("Gemm", y, b.weight(4, 4), b.weight(4, fan_in=4), name="second"), "y", (16, 4))
+    model = b.build()
+    region = region_of(model, "add_out")
+    one, two = (made_up_for(model, region, opener, feeds_of(model, 40), layers=count) for count in (1, 2))
+    assert (len(one), len(two)) == (2, 4)
+    assert set(one) < set(two)
