@@ -30,6 +30,7 @@ from edgewise.pipeline.workspace import Workspace
 from edgewise.records.candidate import Candidate, Fuse, HalveWeights, Prune, Quantize, Step
 from edgewise.records.codec import Record
 from edgewise.records.findings import Decline
+from edgewise.records.pruning import Pruning
 from edgewise.records.tensors import Feeds, Outputs, Run
 from edgewise.samples.state import run_sequence, steps
 
@@ -125,6 +126,10 @@ class Workshop:
                 material, self._targets[backend], left_s=self.left_s, note=self._note_once
             )
         return self._quantizers[backend, pruned]
+
+    def taken(self, candidate: Candidate) -> Pruning | None:
+        """Return what was taken from a candidate that was built by pruning; None for one that is not pruned."""
+        return None if candidate.pruned is None else self.pruned.account(candidate)
 
     @cached_property
     def pruned(self) -> PrunedModels:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from edgewise.backends import registry
 from edgewise.errors import BackendError, ContractError, DataError, ModelError
@@ -19,7 +20,7 @@ from edgewise.pipeline.job import Job
 from edgewise.pipeline.propose import propose, pruned_form
 from edgewise.pipeline.score import pace_of, score
 from edgewise.pipeline.screen import Timing, build_all, time_all
-from edgewise.records.candidate import Candidate
+from edgewise.records.candidate import Candidate, Prune
 from edgewise.records.certificate import Certificate
 from edgewise.records.codec import Record
 from edgewise.records.run import Outcome
@@ -101,16 +102,19 @@ def _explore(job: Job) -> Exploration:
 
 
 def _prune_the_best(job: Job, book: _Book, baseline: Candidate) -> list[Candidate]:
-    """Take more and more from the best candidate while what is left stays within the bound; return what was tried."""
-    best, tried, longest_s = book.best(), list[Candidate](), 0.0
+    """Take more and more from the best candidate while what is left stays within the bound; return what was tried.
+
+    The first that loses too much is tried once more, trained on the whole model's answers, where PyTorch is installed.
+    """
+    best, tried, longest_s = book.best(), list[Candidate](), FIRST_PRUNING * job.request.effort.budget_s
     if best is None:
         return tried
-    for time in PRUNED_TIMES:
-        began_s = job.deadline.left_s
-        if began_s < book.reserve_s() + max(longest_s, FIRST_PRUNING * job.request.effort.budget_s):
+    waiting = [pruned_form(best, time) for time in PRUNED_TIMES]
+    while waiting:
+        candidate, began_s = waiting.pop(0), job.deadline.left_s
+        if began_s < book.reserve_s() + longest_s:
             book.notes.append("The time budget ended before less of the model was tried; a larger `--budget` tries it.")
             break
-        candidate = pruned_form(best, time)
         tried.append(candidate)
         failure = build_all(job, [candidate]).get(candidate)
         if failure is not None:
@@ -120,9 +124,18 @@ def _prune_the_best(job: Job, book: _Book, baseline: Candidate) -> list[Candidat
         if book.may_win(candidate):
             book.examine(candidate)
         if not book.is_within(candidate):
-            break
+            waiting = [_trained(candidate)] if _can_train(candidate) else []
         longest_s = max(longest_s, began_s - job.deadline.left_s)
     return tried
+
+
+def _can_train(candidate: Candidate) -> bool:
+    return candidate.pruned is not None and not candidate.pruned.recovered and find_spec("torch") is not None
+
+
+def _trained(candidate: Candidate) -> Candidate:
+    steps = tuple(replace(step, recovered=True) if isinstance(step, Prune) else step for step in candidate.steps)
+    return replace(candidate, steps=steps)
 
 
 def not_runnable(reason: str) -> ModelError:
@@ -220,7 +233,7 @@ class _Book:
             self.reject(candidate, f"it failed on the select split: {error.message}")
             return
         self._estimates[candidate] = estimate
-        self._outcomes[candidate] = msgspec.structs.replace(
+        self._outcomes[candidate] = replace(
             self._outcome(candidate, "measured", "it was timed and scored, but another one is safer or faster"),
             accuracy=summarise(scores, self._job.metric),
             drop=estimate.drop,

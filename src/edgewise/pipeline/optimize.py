@@ -177,6 +177,7 @@ def _run(job: Job, beginning: Beginning, command: str) -> Result:
         verdict=finish.verdict(choice),
         notes=(*_notes(job), *exploration.notes, *proof.notes, *notes),
         noise=quantization_noise(job, choice.ladder[choice.chosen].candidate),
+        pruning=job.workshop.taken(choice.ladder[choice.chosen].candidate),
     )
     missed = finish.why_missed(job, choice.ladder[choice.chosen], run.outcomes)
     deliver(job, run)
