@@ -89,6 +89,26 @@ def test_axes_of_different_sizes_that_meet_stay() -> None:
     assert [flow.joined.why_pinned(label) for label in range(5)] == ["they differ"] * 5
 
 
+@pytest.mark.parametrize(
+    ("result", "operands", "held"),
+    [
+        (3, [3, 3], False),
+        (3, [3, 1], False),
+        (None, [3, 1], True),
+        (3, [3, None], True),
+        (4, [3, 1], True),
+    ],
+)
+def test_labels_that_meet_a_size_that_is_not_known_stay(
+    result: int | None, operands: list[int | None], held: bool
+) -> None:
+    flow = Flow()
+    given_dims = [((size,), (flow.joined.fresh(3) if size == 3 else None,)) for size in operands]
+    (labels,) = flow.broadcast((result,), given_dims, "they meet")
+    assert flow.joined.why_pinned(0) == ("they meet" if held else None)
+    assert (labels is not None) == (result == 3)
+
+
 @pytest.mark.parametrize("shape", [[0, -1], [-1, 96]])
 def test_channels_are_followed_past_a_batch_that_is_not_known(shape: list[int]) -> None:
     b = GraphBuilder("net")

@@ -201,10 +201,11 @@ def test_groups_of_one_value_have_names_of_their_own() -> None:
     assert [group.name for group in couple(b.build()).groups] == ["both_out axis 2", "both_out axis 3"]
 
 
-@pytest.mark.parametrize("equation", ["...d,de->...e", "bld,de"])
+@pytest.mark.parametrize("equation", ["...d,de->...e", "...,de->...de", "bld,de"])
 def test_equations_that_are_not_followed(equation: str) -> None:
-    b, value = rows(6)
-    b.output(b.node("Einsum", value, b.weight(6, 2), equation=equation, name="e"), "y")
+    b = GraphBuilder("net")
+    value = b.node("MatMul", b.input("x", [4, 4, 4]), b.weight(4, 4), name="first")
+    b.output(b.node("Einsum", value, b.weight(4, 4), equation=equation, name="e"), "y")
     assert reasons(couple(b.build()))["first"] == "`e` (Einsum) has an equation that is not followed"
 
 
@@ -334,6 +335,24 @@ def test_units_along_a_kernel_stay() -> None:
     b.output(b.node("MatMul", value, b.weight(5, 2)), "y")
     b.output(b.node("Conv", b.input("x", [1, 3, 8]), shared, name="conv"), "other")
     assert reasons(couple(b.build()))["product"] == "`conv` mixes neighbours along that axis"
+
+
+@pytest.mark.parametrize(
+    ("operator", "why"),
+    [
+        ("Conv", "`grouped` reads them together with channels that cannot go"),
+        ("ConvTranspose", "`grouped` has as many outputs in each of its groups"),
+    ],
+)
+def test_units_along_weights_that_all_groups_share_stay(operator: str, why: str) -> None:
+    b, value = images(6)
+    shared = b.weight(6, 2, 1, 1, name="shared")
+    grouped = b.node(operator, value, shared, group=3, name="grouped")
+    b.output(b.node("Conv", grouped, b.weight(2, 6, 1, 1)), "y")
+    wide = b.node("Conv", "x", b.weight(6, 3, 1, 1), name="wide")
+    made = b.node("ConvTranspose", wide, shared, name="narrow")
+    b.output(b.node("Conv", made, b.weight(3, 2, 1, 1)), "z")
+    assert reasons(couple(b.build()))["narrow"] == why
 
 
 def test_what_reads_channels_of_a_number_that_is_not_known_can_lose_outputs() -> None:

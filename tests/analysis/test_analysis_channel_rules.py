@@ -237,11 +237,111 @@ def test_groups_that_are_normalized_together_go_as_wholes(opset: int, count: int
     assert units(coupling, "scales", 0) == ([0, 1, 2] if count == 3 else [0, 0, 1, 1, 2, 2])
 
 
-def test_axes_from_outside_hold_what_is_reduced() -> None:
+DECIDED_WHILE_IT_RUNS: dict[str, tuple[Step, tuple[int | str, ...], str]] = {
+    "axes of a sum": (
+        lambda b, x: b.node("ReduceSum", x, b.input("axes", [1], "int64"), name="n"), (1, 6, 4, 1),
+        "`n` (ReduceSum) has a shape that is not known in full",
+    ),
+    "pads": (
+        lambda b, x: b.node("Pad", x, b.input("pads", [8], "int64"), name="n"), (1, 8, 4, 4),
+        "`n` (Pad) puts as many others beside them as is decided while it runs",
+    ),
+    "starts": (
+        lambda b, x: b.node("Slice", x, b.input("start", [1], "int64"), integers(b, 6), integers(b, 1), name="n"),
+        (1, 4, 4, 4), "`n` (Slice) takes a part that is decided while it runs",
+    ),
+    "axes of a part": (
+        lambda b, x: b.node("Slice", x, integers(b, 0), integers(b, 6), b.input("axis", [1], "int64"), name="n"),
+        (1, 4, 4, 4), "`n` (Slice) takes a part that is decided while it runs",
+    ),
+    "parts": (
+        lambda b, x: b.nodes("Split", x, b.input("parts", [2], "int64"), axis=1, outputs=2, name="n")[0],
+        (1, 4, 4, 4), "`n` (Split) takes parts that are decided while it runs",
+    ),
+    "repeats": (
+        lambda b, x: b.node("Tile", x, b.input("repeats", [4], "int64"), name="n"), (1, 12, 4, 4),
+        "`n` (Tile) repeats them as often as is decided while it runs",
+    ),
+    "indices": (
+        lambda b, x: b.node("Gather", x, b.input("indices", [4], "int64"), axis=1, name="n"), (1, 4, 4, 4),
+        "`n` takes some of them by numbers that are computed",
+    ),
+    "shape": (
+        lambda b, x: b.node("Reshape", x, b.input("shape", [2], "int64"), name="n"), (6, 16),
+        "`n` (Reshape) takes a shape that is decided while it runs",
+    ),
+    "larger shape": (
+        lambda b, x: b.node("Expand", x, b.input("shape", [4], "int64"), name="n"), (2, 6, 4, 4),
+        "`n` (Expand) takes a shape that is decided while it runs",
+    ),
+    "other sizes": (
+        lambda b, x: b.node("Resize", x, "", "", b.input("sizes", [4], "int64"), name="n"), (1, 6, 8, 8),
+        "`n` (Resize) has a shape that is not known in full",
+    ),
+    "channels beside them": (
+        lambda b, x: b.node("Concat", x, b.input("z", [1, "c", 4, 4]), axis=1, name="n"), (1, "all", 4, 4),
+        "`n` puts them beside numbers that cannot go",
+    ),
+    "rank of what is beside them": (
+        lambda b, x: b.node("Concat", x, b.node("Reshape", "x", b.input("shape", ["r"], "int64")), axis=1, name="n"),
+        (1, "all", 4, 4), "`n` (Concat) has a shape that is not known in full",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "shape", "why"), DECIDED_WHILE_IT_RUNS.values(), ids=DECIDED_WHILE_IT_RUNS)
+def test_what_is_decided_while_it_runs_holds_channels(step: Step, shape: tuple[int | str, ...], why: str) -> None:
     b = GraphBuilder("net")
     value = b.node("Conv", b.input("x", [1, 3, 4, 4]), b.weight(6, 3, 1, 1), name="first")
-    b.output(b.node("ReduceSum", value, b.input("axes", [1], "int64"), name="n"), "y", (1, 6, 4, 1))
-    assert reason(couple(b.build())) == "`n` (ReduceSum) has a shape that is not known in full"
+    b.output(step(b, value), "y", shape)
+    coupling = couple(b.build())
+    assert coupling.groups == ()
+    assert reason(coupling) == why
+
+
+def test_shapes_that_are_computed_from_sizes_hold_nothing() -> None:
+    def step(b: GraphBuilder, x: str) -> str:
+        taken = b.node("Gather", b.node("Shape", x), integers(b, 0, 1))
+        return b.node("Reshape", x, b.node("Concat", taken, integers(b, 16), axis=0), name="n")
+
+    assert [group.size for group in behind_first(step)[0].groups] == [6]
+
+
+def test_axes_of_units_that_a_reshape_merges_stay() -> None:
+    b = GraphBuilder("net")
+    value = b.node("Einsum", b.input("x", [1, 5, 4]), b.weight(4, 3, 2), equation="bld,dhk->blhk", name="first")
+    value = b.node("Reshape", value, integers(b, 1, 5, 6), name="n")
+    b.output(b.node("MatMul", value, b.weight(6, 2)), "y")
+    assert reason(couple(b.build())) == "`n` (Reshape) merges two axes of units"
+
+
+def test_reshapes_of_very_many_elements_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(b: GraphBuilder, x: str) -> str:
+        return b.node("Reshape", x, integers(b, 1, 96), name="n")
+
+    assert [group.size for group in behind_first(step)[0].groups] == [6]
+    monkeypatch.setattr("edgewise.analysis.channel_views._MOST_ELEMENTS", 95)
+    assert reason(behind_first(step)[0]) == "`n` (Reshape) moves them in a way that is not followed"
+
+
+def test_a_unit_with_places_of_its_own_is_no_group() -> None:
+    b = GraphBuilder("net")
+    value = b.node("Conv", b.input("x", [1, 3, 4, 4]), b.weight(6, 3, 1, 1), name="first")
+    for name, start, end in (("y", 0, 4), ("z", 3, 6)):
+        part = b.node("Slice", value, integers(b, start), integers(b, end), integers(b, 1))
+        b.output(b.node("Conv", part, b.weight(2, end - start, 1, 1)), name)
+    coupling = couple(b.build())
+    assert [group.size for group in coupling.groups] == [3, 2]
+    assert [(one.node, one.units, one.reason) for one in coupling.pinned[:1]] == [("first", 1, "it is the only one")]
+
+
+def test_channels_that_become_one_cannot_go() -> None:
+    coupling, _ = behind_first(lambda b, x: b.node("DepthToSpace", conv_of_four(b, x), blocksize=2, name="n"))
+    assert reason(coupling, "four") == "nothing sums over them"
+
+
+def conv_of_four(b: GraphBuilder, value: str) -> str:
+    return b.node("Conv", value, b.weight(4, 6, 1, 1), name="four")
 
 
 def test_exported_group_normalization_goes_by_groups() -> None:

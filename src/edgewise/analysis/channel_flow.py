@@ -55,6 +55,7 @@ class Flow:
         makings: Where units are made.
         splits: Patterns of reshapes that had a choice, with how many there were.
         computed: Values that are computed from constants alone.
+        of_sizes: Values that are computed from constants and sizes alone: they follow what is removed.
         looked_at: Values whose labels the rule of the present node has asked for.
     """
 
@@ -65,6 +66,7 @@ class Flow:
     makings: list[Making] = field(default_factory=list)
     splits: dict[Pattern, int] = field(default_factory=dict)
     computed: set[ir.Value] = field(default_factory=set)
+    of_sizes: set[ir.Value] = field(default_factory=set)
     looked_at: set[ir.Value] = field(default_factory=set)
 
     def of(self, value: ir.Value | None) -> Dims:
@@ -122,6 +124,20 @@ class Flow:
                 self.pin(labelled, reason)
             result.append(labelled[0] if labelled and len(labelled[0]) == size else None)
         return tuple(result)
+
+    def follows(self, node: ir.Node, slot: int) -> bool:
+        """Return whether an input that states sizes is left out or can follow what is removed."""
+        value = input_at(node, slot)
+        return value is None or is_fixed(value) or value in self.of_sizes
+
+    def remember(self, node: ir.Node) -> None:
+        """Note whether the outputs of a node are computed from constants, or from those and sizes, alone."""
+        given = [value for value in node.inputs if value is not None]
+        if given and all(is_fixed(value) or value in self.computed for value in given):
+            self.computed.update(node.outputs)
+        sizes = bool(given) and all(is_fixed(value) or value in self.of_sizes for value in given)
+        if sizes or node.op_type in {"Shape", "Size"}:
+            self.of_sizes.update(node.outputs)
 
     def read(self, node: ir.Node, slot: int, axis: int, weight: int | None) -> None:
         """Note that a node sums over an axis of an input, and by which of its inputs it multiplies what it sums."""

@@ -7,7 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from edgewise.analysis.channel_flow import Flow, is_fixed, name_of, numbers, opset_of, sizes_of
+from edgewise.analysis.channel_flow import Flow, name_of, numbers, opset_of, sizes_of
 from edgewise.analysis.channel_labels import Dims, Labels
 from edgewise.analysis.channel_products import PRODUCTS, mixes, of_places
 from edgewise.analysis.channel_views import VIEWS, all_stay
@@ -108,7 +108,7 @@ def _pool(flow: Flow, node: ir.Node) -> list[Dims]:
 
 def _resize(flow: Flow, node: ir.Node) -> list[Dims]:
     data, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
-    if len(before) != len(behind):
+    if len(before) != len(behind) or not flow.follows(node, 3):
         return _unknown(flow, node)
     cropped = node.attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
     same = [one == other and not cropped for one, other in zip(before, behind, strict=True)]
@@ -160,17 +160,13 @@ def apply_rule(flow: Flow, node: ir.Node) -> None:
     if is_standard(node, "Constant"):
         return
     rule = RULES.get(node.op_type, _unknown) if node.domain in STANDARD_DOMAINS else _unknown
-    if any(attribute.type in _BODIES for attribute in node.attributes.values()):
-        rule = _unknown
     flow.looked_at.clear()
     ranks_known = all(value is None or value.shape is not None for value in node.inputs)
     outputs = (rule if ranks_known else _unknown)(flow, node)
     for value in node.inputs:
         if value is not None and value not in flow.looked_at:
             flow.pin(flow.of(value), f"{name_of(node)} ({node.op_type}) needs them as they are")
-    constant = [value is None or is_fixed(value) or value in flow.computed for value in node.inputs]
-    if constant and all(constant):
-        flow.computed.update(node.outputs)
+    flow.remember(node)
     for value, dims in zip(node.outputs, outputs, strict=False):
         if value.name:
             flow.dims[value] = _fitting(flow, node, value, dims)
@@ -192,8 +188,6 @@ def _fitting(flow: Flow, node: ir.Node, value: ir.Value, dims: Dims) -> Dims:
         result.append(labels if fits else None)
     return tuple(result)
 
-
-_BODIES: Final = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 _ELEMENT_WISE: Final = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "Cast", "CastLike", "Ceil",

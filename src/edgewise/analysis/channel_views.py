@@ -19,6 +19,8 @@ _MOST_ELEMENTS: Final = 10_000_000
 
 def _reshape(flow: Flow, node: ir.Node) -> list[Dims]:
     dims, sizes = flow.input(node, 0), matched_sizes(input_at(node, 0), node.outputs[0])
+    if node.op_type == "Reshape" and not flow.follows(node, 1):
+        return stay(flow, node, dims, "takes a shape that is decided while it runs")
     if sizes is None:
         return stay(flow, node, dims, "has a shape that is not known in full")
     return [reshaped(flow, node, dims, *sizes)]
@@ -117,6 +119,8 @@ def _labels(flow: Flow, node: ir.Node, labels: Labels | None, size: int | None) 
 def _split(flow: Flow, node: ir.Node) -> list[Dims]:
     dims = flow.input(node, 0)
     axis = node.attributes.get_int("axis", 0) % max(len(dims), 1)
+    if not flow.follows(node, 1):
+        return stay(flow, node, dims, "takes parts that are decided while it runs")
     counts = [sizes_of(value)[axis : axis + 1] for value in node.outputs]
     if dims[axis] is not None and any(count in {(), (None,)} for count in counts):
         return all_stay(flow, node, "has a shape that is not known in full")
@@ -186,6 +190,8 @@ def _gather(flow: Flow, node: ir.Node) -> list[Dims]:
 
 def _expand(flow: Flow, node: ir.Node) -> list[Dims]:
     dims, before, behind = flow.input(node, 0), sizes_of(input_at(node, 0)), sizes_of(node.outputs[0])
+    if not flow.follows(node, 1):
+        return stay(flow, node, dims, "takes a shape that is decided while it runs")
     padded = (*[None] * (len(behind) - len(dims)), *dims)
     sizes = (*[1] * (len(behind) - len(before)), *before)
     return [tuple(dim if one == other else None for dim, one, other in zip(padded, sizes, behind, strict=True))]
