@@ -13,8 +13,9 @@ from edgewise.analysis.cost import layer_costs, total_macs
 from edgewise.backends import registry
 from edgewise.errors import DataError, RecipeError
 from edgewise.pipeline import pruning_costs
-from edgewise.pipeline.prune import Choice, Pruner, is_stream, widths_of
+from edgewise.pipeline.prune import Pruner
 from edgewise.pipeline.pruning import Layers, Neurons, Time, Way, Weights, check, prune_model
+from edgewise.pipeline.pruning_choices import Choice, is_stream, widths_of
 from edgewise.records.candidate import RunOptions
 from edgewise.records.tensors import Feeds
 from edgewise.testing.graphs import GraphBuilder, mlp
@@ -141,6 +142,13 @@ def test_what_cannot_be_meant_is_refused(ask: Neurons | Weights | Time | Layers,
         check(ask)
 
 
+def test_a_budget_that_is_too_short_is_said() -> None:
+    work = pruner()
+    work.left_s = lambda: 1e-6
+    with pytest.raises(RecipeError, match="The time budget is too short for pruning"):
+        work.at(0.7)
+
+
 def test_no_sample_is_refused() -> None:
     with pytest.raises(DataError, match="there is none"):
         prune_model(blocks(), [], Neurons(share=0.5), Way())
@@ -155,7 +163,7 @@ def test_what_looks_alike_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(pruning_costs, "extra_times", counted)
     work = pruner(blocks(4))
-    options = sum(len(item) - 1 for item in work.items)
+    options = sum(len(item) - 1 for item in work.parts.items)
     assert work._table
     assert 0 < sum(timed) < options / 2
 
@@ -176,17 +184,17 @@ def test_a_layer_between_two_kinds_of_units_is_not_dropped_beside_narrower_ones(
         b.node("Gemm", b.node("Flatten", b.node("GlobalAveragePool", x)), b.weight(8, 5), name="head"), "y", (1, 5)
     )
     work = pruner(b.build())
-    assert work.regions
-    assert not any(choice.dropped for item in work.items for choice in item)
+    assert work.parts.regions
+    assert not any(choice.dropped for item in work.parts.items for choice in item)
     assert prune_model(b.build(), feeds(), Layers(count=1), Way(quantized=False)).account.layers
 
 
 def test_streams_are_told_from_inner_units() -> None:
     work = pruner()
-    kinds = {group.name: is_stream(group, work.model) for group in work.coupling.groups}
+    kinds = {group.name: is_stream(group, work.model) for group in work.parts.coupling.groups}
     assert sorted(kinds.values()) == [False, False, False, True]
     plain = mlp()
-    assert not any(is_stream(group, plain) for group in pruner(plain, [{}]).coupling.groups)
+    assert not any(is_stream(group, plain) for group in pruner(plain, [{}]).parts.coupling.groups)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +20,16 @@ from typing import Final, Literal, TypeAlias
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from edgewise.analysis.coupling import Coupling, Group, couple
+from edgewise.analysis.coupling import Coupling, couple
 from edgewise.analysis.facts import model_facts
 from edgewise.analysis.target import Target
-from edgewise.analysis.values import label, with_inferred_shapes
+from edgewise.analysis.values import label
 from edgewise.compress.prune.cut import cut
 from edgewise.compress.prune.layers import drop
 from edgewise.compress.prune.options import Option as Narrowing
 from edgewise.compress.prune.options import options as narrowings
 from edgewise.compress.prune.options import stitch
 from edgewise.compress.prune.refit import made_up_for, refit_readers
-from edgewise.compress.prune.regions import Region, find_regions
 from edgewise.compress.prune.sequence import prune_neurons
 from edgewise.compress.prune.weight_sequence import prune_weights
 from edgewise.compress.prune.weights import Blocks, KeptOfEvery, Pattern, Unstructured
@@ -39,11 +38,12 @@ from edgewise.compress.statistics import observe
 from edgewise.errors import RecipeError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.judge import opened
+from edgewise.pipeline.pruning_choices import Choice, Parts, merged
 from edgewise.pipeline.pruning_costs import Stopwatch
 from edgewise.pipeline.quantize import evenly, judged_tensors, without
 from edgewise.records.candidate import RunOptions
 from edgewise.records.findings import Decline
-from edgewise.records.pruning import GroupWidth, Pruning, PruningTrial, RemovedLayer
+from edgewise.records.pruning import GroupWidth, Pruning, PruningTrial
 from edgewise.records.tensors import Feeds, Run
 from edgewise.search.allocation import Option
 from edgewise.search.coefficients import Refined, refine
@@ -63,15 +63,17 @@ CORRECTIONS: Final = 5
 MOST_CORRECTION: Final = 1.6
 EPSILON: Final = 0.01
 
+SHARE: Final = 0.3
+"""Most of the time left that measuring single options may take."""
+
+FEWEST_SAMPLES: Final = 4
+
 FILL_SAMPLES: Final = 96
 FILLED_LAYERS: Final = 4
 """Layers behind a region that goes that make up for it, while options are compared; in the end all are fitted."""
 
 TRIES: Final = 24
 """Choices that the search over coefficients measures at most."""
-
-WIDTHS: Final = (0.75, 0.5, 0.25)
-"""Shares of a group's units that are kept by its options, each rounded up to a step of the target."""
 
 _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 _NO_ERRORS: Final[Mapping[str, float]] = MappingProxyType({})
@@ -84,22 +86,6 @@ PATTERNS: Final[Mapping[PatternName, Pattern]] = {
     "2:4": KeptOfEvery(2, 4),
 }
 """Where zeros may be, by name."""
-
-MOST_TOGETHER: Final = 16
-"""Most combinations of the groups inside of one block: with more groups all take the same share."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to treat a part of a model.
-
-    Attributes:
-        widths: Units that stay, by group; groups that are not named keep all.
-        dropped: Name of the region that goes as a whole, if one does.
-    """
-
-    widths: Mapping[str, int] = field(default_factory=dict)
-    dropped: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,69 +141,19 @@ class Pruner:
     seed: int = 0
 
     @cached_property
-    def coupling(self) -> Coupling:
-        """What can be removed from the model."""
-        return couple(self.model)
+    def parts(self) -> Parts:
+        """What can be taken from the model."""
+        return Parts(self.model, self.target.width_steps)
 
-    @cached_property
-    def _groups(self) -> Mapping[str, Group]:
-        return {group.name: group for group in self.coupling.groups}
-
-    @cached_property
-    def regions(self) -> Mapping[str, Region]:
-        """Residual branches that can go, and stretches of layers elsewhere, none inside of another, by name."""
-        found: dict[str, Region] = {}
-        taken: set[str] = set()
-        for region in sorted(find_regions(self.model).found, key=lambda one: (one.kind != "branch", len(one.nodes))):
-            if region.can_drop and not taken & set(region.nodes):
-                found[region.name] = region
-                taken |= set(region.nodes)
-        return found
-
-    @cached_property
-    def items(self) -> tuple[tuple[Choice, ...], ...]:
-        """The parts of the model, and for each the ways to treat it, beginning with leaving it as it is."""
-        inside: dict[str, list[Group]] = {name: [] for name in self.regions}
-        alone: list[Group] = []
-        for group in self.coupling.groups:
-            nodes = {*group.makers, *(reader.node for reader in group.readers)}
-            home = next((name for name, region in self.regions.items() if nodes <= set(region.nodes)), None)
-            (alone if home is None else inside[home]).append(group)
-        items = [tuple(self._narrowed([group])) for group in alone]
-        for name, groups in inside.items():
-            gone = [Choice(dropped=name)] if self._keeps_widths(self.regions[name]) else []
-            items.append((*self._narrowed(groups), *gone))
-        return tuple(item for item in items if len(item) > 1)
-
-    def _keeps_widths(self, region: Region) -> bool:
-        """Whether entry and exit of a region have the same units: else one of them could become narrower alone."""
-        ends = [
-            {group.name for group in self.coupling.groups if any(axis.value == value for axis in group.axes)}
-            for value in (region.entry, region.exit)
-        ]
-        return ends[0] == ends[1]
-
-    def _narrowed(self, groups: Sequence[Group]) -> Iterator[Choice]:
-        """Yield the combinations of widths of a few groups, all of full width first."""
-        kept = [(group.size, *widths_of(group.size, self.target.width_steps)) for group in groups]
-        if math.prod(map(len, kept)) > MOST_TOGETHER:
-            longest = max(map(len, kept))
-            rows = [[sizes[min(rank, len(sizes) - 1)] for sizes in kept] for rank in range(longest)]
-        else:
-            rows = [list(row) for row in itertools.product(*kept)]
-        for row in rows:
-            pairs = zip(groups, row, strict=True)
-            yield Choice({group.name: width for group, width in pairs if width < group.size})
-
-    def at(self, time: float) -> Pruned:
-        """Return the model with the least damage whose measured time is at most `time` of the whole's.
+    def at(self, goal: float) -> Pruned:
+        """Return the model with the least damage whose measured time is at most `goal` of the whole's.
 
         Raises:
             RecipeError: If nothing can be pruned, or not so much.
         """
-        if not self.items:
-            raise nothing_pruned(self.coupling)
-        budget, least = time - 1.0, 1.0
+        if not self.parts.items:
+            raise nothing_pruned(self.parts.coupling)
+        budget, least = goal - 1.0, 1.0
         for _ in range(CORRECTIONS):
             found = self._chosen(budget)
             if found is None:
@@ -225,13 +161,13 @@ class Pruner:
             choices = self._choices(found.choices)
             # Not yet pruned layer by layer: that takes longer, and its time is the same.
             measured = self._stopwatch.time(self._stitched(choices))
-            if measured <= time + TOLERANCE:
+            if measured <= goal + TOLERANCE:
                 return self.made(choices).timed(measured)
             least = min(least, measured)
             # Savings do not quite add up: as much more is asked for as was missing.
-            budget *= min((1.0 - time) / max(1.0 - measured, EPSILON), MOST_CORRECTION)
+            budget *= min((1.0 - goal) / max(1.0 - measured, EPSILON), MOST_CORRECTION)
         raise RecipeError(
-            f"Pruning brought this model to {least:.0%} of its time at most, but {time:.0%} was asked for.",
+            f"Pruning brought this model to {least:.0%} of its time at most, but {goal:.0%} was asked for.",
             hint="Ask for less; a busy machine measures wrong.",
         )
 
@@ -240,7 +176,7 @@ class Pruner:
         return refine(self._table, budget, self._damage_of, tries=TRIES, seed=self.seed)
 
     def _choices(self, picked: Sequence[int]) -> list[Choice]:
-        return [item[index] for item, index in zip(self.items, picked, strict=True)]
+        return [item[index] for item, index in zip(self.parts.items, picked, strict=True)]
 
     @cached_property
     def _stopwatch(self) -> Stopwatch:
@@ -249,10 +185,10 @@ class Pruner:
     @cached_property
     def _table(self) -> list[list[Option]]:
         """For each item and choice the time that it saves (negative), and its damage at the outputs, measured alone."""
-        changed = [choice for item in self.items for choice in item[1:]]
+        changed = [choice for item in self.parts.items for choice in item[1:]]
         savings = iter(
             self._stopwatch.savings(
-                [self._look_of(choice) for choice in changed],
+                [self.parts.look_of(choice) for choice in changed],
                 lambda members: self._rough([changed[index] for index in members]),
             )
         )
@@ -261,18 +197,18 @@ class Pruner:
                 Option(cost=0.0, damage=0.0),
                 *(Option(cost=-next(savings), damage=self._damage_alone(choice)) for choice in item[1:]),
             ]
-            for item in self.items
+            for item in self.parts.items
         ]
 
     @cached_property
     def _narrowings(self) -> Mapping[str, Mapping[int, Narrowing]]:
         """For each group and width which units go and what makes up for them, every group by itself."""
         widths: dict[str, set[int]] = {}
-        for choice in itertools.chain.from_iterable(self.items):
+        for choice in itertools.chain.from_iterable(self.parts.items):
             for name, width in choice.widths.items():
                 widths.setdefault(name, set()).add(width)
         asked = {name: sorted(found, reverse=True) for name, found in widths.items()}
-        found = narrowings(self.model, self.coupling, asked, opened, self._fitted)
+        found = narrowings(self.model, self.parts.coupling, asked, opened, self._fitted)
         return {name: {option.width: option for option in options} for name, options in found.items()}
 
     @cached_property
@@ -280,7 +216,7 @@ class Pruner:
         """For each region what the layers behind it become when it goes, every region by itself."""
         feeds = evenly(self._fitted, FILL_SAMPLES)
         found = {}
-        for name, region in self.regions.items():
+        for name, region in self.parts.regions.items():
             constants = made_up_for(self.model, region, opened, feeds, layers=FILLED_LAYERS)
             found[name] = Narrowing(group=name, width=0, removed=(), constants=constants, error=0.0)
         return found
@@ -289,14 +225,33 @@ class Pruner:
     def _damages(self) -> Mapping[tuple[str, int], float]:
         """The damage at the outputs of each width of each group, and of each region that goes (width 0), alone."""
         singles: dict[tuple[str, int], Choice] = {}
-        for choice in itertools.chain.from_iterable(self.items):
+        for choice in itertools.chain.from_iterable(self.parts.items):
             singles.update({(name, width): Choice({name: width}) for name, width in choice.widths.items()})
             if choice.dropped:
                 singles[choice.dropped, 0] = choice
         variants = {str(index): self._thunk([choice]) for index, choice in enumerate(singles.values())}
-        feeds = evenly(self._judging, DAMAGE_SAMPLES)
+        feeds = evenly(self._judging, self._affordable(len(variants)))
         found = sensitivities(self.model, variants, self._opened, feeds)
         return {key: one.damage for key, one in zip(singles, found, strict=True)}
+
+    def _affordable(self, variants: int) -> int:
+        """Return on how many samples so many variants can be measured in a share of the time left.
+
+        Raises:
+            RecipeError: If those are too few to tell variants apart.
+        """
+        with self._opened(self.model) as run:
+            run(self.feeds[0])
+            began = time.monotonic()
+            run(self.feeds[0])
+            pace_s = time.monotonic() - began
+        affordable = SHARE * self.left_s() / max(variants * pace_s, 1e-9)
+        if affordable < FEWEST_SAMPLES:
+            raise RecipeError(
+                "The time budget is too short for pruning: what each option does to the outputs has to be measured.",
+                hint="Give a larger `--budget`.",
+            )
+        return int(min(DAMAGE_SAMPLES, affordable))
 
     def _damage_alone(self, choice: Choice) -> float:
         parts = [*choice.widths.items(), *([(choice.dropped, 0)] if choice.dropped else [])]
@@ -331,41 +286,23 @@ class Pruner:
     def _fitted(self) -> Sequence[Feeds]:
         return without(self.feeds, TRIAL_SAMPLES) or self.feeds
 
-    def _look_of(self, choice: Choice) -> object:
-        """Return what the time of a choice depends on: operators and shapes of everything that it touches."""
-        parts: list[object] = [choice.dropped is not None, tuple(sorted(choice.widths.values()))]
-        nodes = set(self.regions[choice.dropped].nodes) if choice.dropped else set()
-        for name in choice.widths:
-            group = self._groups[name]
-            nodes |= {*group.makers, *(reader.node for reader in group.readers)}
-        shapes = [
-            (node.op_type, *(tuple(value.shape or ()) for value in (*node.inputs, *node.outputs) if value is not None))
-            for node in self._shaped
-            if label(node) in nodes
-        ]
-        return (*parts, tuple(sorted(map(str, shapes))))
-
-    @cached_property
-    def _shaped(self) -> Sequence[ir.Node]:
-        return list(with_inferred_shapes(self.model).graph)
-
     def _rough(self, choices: Sequence[Choice]) -> ir.Model:
         """Return the model with some choices made and nothing made up for: it takes the same time."""
-        widths, dropped = _merged(choices)
-        removed = {name: range(width, self._groups[name].size) for name, width in widths.items()}
-        return self._without(cut(self.model, removed, self.coupling) if removed else self.model, dropped)
+        widths, dropped = merged(choices)
+        removed = {name: range(width, self.parts.groups[name].size) for name, width in widths.items()}
+        return self._without(cut(self.model, removed, self.parts.coupling) if removed else self.model, dropped)
 
     def _stitched(self, choices: Sequence[Choice]) -> ir.Model:
         """Return the model with some choices made, each made up for by itself."""
-        widths, dropped = _merged(choices)
+        widths, dropped = merged(choices)
         chosen = [self._narrowings[name][width] for name, width in widths.items()]
         chosen += [self._fills[name] for name in dropped]
-        return self._without(stitch(self.model, self.coupling, chosen) if chosen else self.model, dropped)
+        return self._without(stitch(self.model, self.parts.coupling, chosen) if chosen else self.model, dropped)
 
     def _without(self, model: ir.Model, names: Collection[str]) -> ir.Model:
         """Return a model without some regions; the last one goes first, because another may begin where one ends."""
         order = {label(node): index for index, node in enumerate(self.model.graph)}
-        for region in sorted((self.regions[name] for name in names), key=lambda one: -order[one.nodes[-1]]):
+        for region in sorted((self.parts.regions[name] for name in names), key=lambda one: -order[one.nodes[-1]]):
             model = drop(model, region)
         return model
 
@@ -375,14 +312,14 @@ class Pruner:
         Raises:
             RecipeError: If there are not so many.
         """
-        if count > len(self.regions):
+        if count > len(self.parts.regions):
             raise RecipeError(
-                f"Of this model {len(self.regions)} layers can go, but {count} were asked for.",
+                f"Of this model {len(self.parts.regions)} layers can go, but {count} were asked for.",
                 hint="`edgewise inspect` lists them.",
             )
         gone: list[str] = []
         for _ in range(count):
-            left = [name for name in self.regions if name not in gone]
+            left = [name for name in self.parts.regions if name not in gone]
             variants = {name: self._thunk([Choice(dropped=one) for one in (*gone, name)]) for name in left}
             found = sensitivities(self.model, variants, self._opened, evenly(self._judging, DAMAGE_SAMPLES))
             gone.append(min(found, key=lambda one: one.damage).node)
@@ -409,13 +346,13 @@ class Pruner:
 
     def made(self, choices: Sequence[Choice]) -> Pruned:
         """Return the model with some choices made, layer after layer on what is really left."""
-        widths, dropped = _merged(choices)
+        widths, dropped = merged(choices)
         model = self._without(self.model, dropped)
         declines: tuple[Decline, ...] = ()
         if dropped:
             refitted = refit_readers(model, self.model, opened, self._fitted)
             model, declines = refitted.model, refitted.declines
-        coupling = couple(model) if dropped else self.coupling
+        coupling = couple(model) if dropped else self.parts.coupling
         found = prune_neurons(model, coupling, widths, opened, self._fitted)
         pruned, _ = fuse(found.model)
         account = self._account(
@@ -432,7 +369,7 @@ class Pruner:
     ) -> Pruning:
         before, after = (model_facts(model, "", "") for model in (self.model, pruned))
         trial = self._trial("pruned", pruned, TRIAL_SAMPLES)
-        gone = {node for name in dropped for node in self.regions[name].nodes}
+        gone = {node for name in dropped for node in self.parts.regions[name].nodes}
         return Pruning(
             groups=tuple(
                 GroupWidth(
@@ -442,10 +379,10 @@ class Pruner:
                     after=group.size - removed.get(group.name, 0),
                     error=errors.get(group.name),
                 )
-                for group in self.coupling.groups
+                for group in self.parts.coupling.groups
                 if not gone & set(group.makers)
             ),
-            layers=tuple(_removed(self.regions[name], self.model) for name in dropped),
+            layers=tuple(self.parts.removed_layer(name) for name in dropped),
             macs_before=before.macs,
             macs_after=after.macs,
             parameters_before=before.parameters,
@@ -471,50 +408,9 @@ def trial_of(found: Sensitivity, time: float | None = None) -> PruningTrial:
     return PruningTrial(what=found.node, time=time, nsr=found.nsr, kl=found.kl, flips=found.flips, n=found.n)
 
 
-def widths_of(size: int, step: int) -> tuple[int, ...]:
-    """Return the widths to try for a group, each smaller than the one before: multiples of a step.
-
-    Args:
-        size: Units of the group.
-        step: Channel counts are fast at multiples of this number. It is halved until it fits into the group four times:
-            what the finer steps bring in time is measured.
-    """
-    while step > 1 and size < 4 * step:
-        step //= 2
-    found = {max(step, round(size * share / step) * step) for share in WIDTHS}
-    return tuple(sorted((width for width in found if 0 < width < size), reverse=True))
-
-
-def is_stream(group: Group, model: ir.Model) -> bool:
-    """Whether units are read and then added to again, as the channels of a residual stream are."""
-    producers = {label(node): node for node in model.graph}
-    makers, waiting, seen = set(group.makers), [producers[reader.node] for reader in group.readers], set[ir.Node]()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if label(node) in makers:
-            return True
-        waiting.extend(usage.node for value in node.outputs for usage in value.uses())
-    return False
-
-
 def nothing_pruned(coupling: Coupling) -> RecipeError:
     """Return the refusal of a model in which nothing can be pruned, with the first of the reasons."""
     why = f" `{coupling.pinned[0].node}`: {coupling.pinned[0].reason}." if coupling.pinned else ""
     return RecipeError(
         f"Nothing of this model can be pruned.{why}", hint="`edgewise inspect` says what is pinned, and why."
     )
-
-
-def _merged(choices: Sequence[Choice]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Return the widths by group, and the regions that go."""
-    widths = {name: width for choice in choices for name, width in choice.widths.items()}
-    return widths, tuple(choice.dropped for choice in choices if choice.dropped)
-
-
-def _removed(region: Region, model: ir.Model) -> RemovedLayer:
-    inside = Counter(node.op_type for node in model.graph if label(node) in set(region.nodes))
-    operators = ", ".join(f"{count} {name}" for name, count in inside.most_common())
-    return RemovedLayer(name=region.name, operators=operators, macs=region.macs)

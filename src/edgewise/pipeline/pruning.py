@@ -19,7 +19,8 @@ from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.inputs import Split, load_model, open_data
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.progress import Progress, Quiet
-from edgewise.pipeline.prune import Choice, PatternName, Pruned, Pruner, compare, is_stream, nothing_pruned
+from edgewise.pipeline.prune import PatternName, Pruned, Pruner, compare, nothing_pruned
+from edgewise.pipeline.pruning_choices import Choice, is_stream
 from edgewise.pipeline.quantize import Held
 from edgewise.pipeline.request import DataRequest
 from edgewise.records.candidate import RunOptions
@@ -142,9 +143,9 @@ def prune_model(model: ir.Model, feeds: Sequence[Feeds], ask: Ask, way: Way) -> 
 def _pruned(pruner: Pruner, ask: Ask) -> Pruned:
     match ask:
         case Neurons(share=share):
-            groups = [group for group in pruner.coupling.groups if not is_stream(group, pruner.model)]
+            groups = [group for group in pruner.parts.coupling.groups if not is_stream(group, pruner.model)]
             if not groups:
-                raise nothing_pruned(pruner.coupling)
+                raise nothing_pruned(pruner.parts.coupling)
             return pruner.made([Choice({group.name: _left(group, share)}) for group in groups])
         case Layers(count=count):
             return pruner.made([Choice(dropped=name) for name in pruner.least_missed(count)])
