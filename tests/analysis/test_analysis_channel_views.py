@@ -142,3 +142,12 @@ def test_padded_channels_are_followed_and_the_new_ones_stay() -> None:
     assert labels[1:7].tolist() == list(range(6))
     held = [flow.joined.why_pinned(flow.joined.root(int(one))) for one in labels]
     assert held == ["`node` adds them"] + [None] * 6 + ["`node` adds them"] * 2
+
+
+def test_a_split_into_parts_of_unknown_sizes_holds_its_input() -> None:
+    value = ir.Value(name="x", shape=ir.Shape(SHAPE))
+    node = ir.node("Split", [value], {"axis": 1, "num_outputs": 2}, num_outputs=2, name="node")
+    flow = Flow()
+    flow.dims[value] = (None, flow.joined.fresh(6), None, None)
+    apply_rule(flow, node)
+    assert flow.joined.why_pinned(0) == "`node` (Split) has a shape that is not known in full"
