@@ -10,6 +10,7 @@ import pytest
 
 from edgewise.pipeline import explore
 from edgewise.records.candidate import Candidate, Fuse, Prune, Quantize, RunOptions
+from edgewise.search.ladder import Point
 
 BEST = Candidate(steps=(Fuse(), Quantize()), backend="ort", options=RunOptions())
 
@@ -109,3 +110,51 @@ def test_the_budget_ends_it_in_time(search: Search, left: float, costs: float, c
     book = Book(limit=0.0)
     assert len(search(book, left=left, costs=costs)) == count
     assert len(book.notes) == (count < 4)
+
+
+def ladder_of(points: dict[Candidate, Point]) -> list[str]:
+    """Return the rungs that an account with these candidates gives."""
+    book = explore._Book.__new__(explore._Book)
+    book._estimates = dict.fromkeys(points)  # type: ignore[assignment]  # what they hold is not read
+    setattr(book, "_point", points.__getitem__)  # noqa: B010  a method is replaced
+    return [candidate.name for candidate in book.ladder()]
+
+
+def point(cost: float, drop: float, reach: float = 0.01) -> Point:
+    return Point(cost=cost, cost_low=0.99 * cost, cost_high=1.01 * cost, drop=drop, reach=reach, asked=0.01)
+
+
+PLAIN = Candidate(steps=(Fuse(), Quantize()), backend="ort", options=RunOptions())
+OTHER = Candidate(steps=(Fuse(), Quantize()), backend="openvino", options=RunOptions())
+PRUNED = Candidate(steps=(Fuse(), Prune(time=0.8), Quantize()), backend="openvino", options=RunOptions())
+FURTHER = Candidate(steps=(Fuse(), Prune(time=0.7), Quantize()), backend="openvino", options=RunOptions())
+
+
+def test_a_lucky_pruned_candidate_does_not_take_the_place_of_a_whole_one() -> None:
+    # By its drop alone, `PRUNED` would come first and leave no place for the faster of the whole ones.
+    points = {PLAIN: point(0.4, -0.004), OTHER: point(0.33, 0.0), PRUNED: point(0.28, -0.005)}
+    assert ladder_of(points) == ["ort int8-mse", "openvino int8-mse", "openvino pruned80 int8-mse"]
+
+
+def test_pruned_candidates_have_to_be_faster_and_within_reach() -> None:
+    slow = {OTHER: point(0.33, 0.0), PRUNED: point(0.328, 0.0)}
+    assert ladder_of(slow) == ["openvino int8-mse"]
+    risky = {OTHER: point(0.33, 0.0), PRUNED: point(0.28, 0.02)}
+    assert ladder_of(risky) == ["openvino int8-mse"]
+    both = {OTHER: point(0.33, 0.0), PRUNED: point(0.28, 0.001), FURTHER: point(0.25, 0.004)}
+    assert ladder_of(both) == ["openvino int8-mse", "openvino pruned80 int8-mse", "openvino pruned70 int8-mse"]
+
+
+def test_the_ladder_is_never_longer_than_what_is_tested() -> None:
+    points = {OTHER: point(0.33, 0.0)}
+    for index in range(6):
+        step = Quantize(extra_time=0.01 * (index + 1))
+        whole = Candidate(steps=(Fuse(), step), backend="ort", options=RunOptions())
+        points[whole] = point(0.9 - 0.08 * index, -0.01 + 0.001 * index)
+        cut = Candidate(steps=(Fuse(), Prune(time=0.9 - 0.1 * index)), backend="ort", options=RunOptions())
+        points[cut] = point(0.3 - 0.03 * index, 0.001 * index)
+    found = ladder_of(points)
+    assert len(found) == 4
+    assert "pruned" in found[-1]
+    assert "openvino int8-mse" in found
+    assert ladder_of({}) == []

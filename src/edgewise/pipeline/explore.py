@@ -285,10 +285,21 @@ class _Book:
         return max(0.0, self._pace_s - 1e-6 * self._job.steps_per_sample * gained_us)
 
     def ladder(self) -> tuple[Candidate, ...]:
-        """Return the candidates to certify, safest first (the rule is in `search/ladder.py`)."""
-        candidates = list(self._estimates)
+        """Return the candidates to certify, safest first (the rule is in `search/ladder.py`).
+
+        Pruned ones come behind all others, and only if they are clearly faster: the first failure ends the tests, and
+        what pruning risks must not cost what there is without it, however well it did on the select split.
+        """
+        whole = [candidate for candidate in self._estimates if candidate.pruned is None]
+        pruned = [candidate for candidate in self._estimates if candidate.pruned is not None]
+        rungs = self._picked(whole, MOST_RUNGS - bool(pruned), reserve=True)
+        fastest = min((self._point(candidate).cost_low for candidate in rungs), default=math.inf)
+        faster = [candidate for candidate in pruned if self._point(candidate).cost_high < fastest]
+        return (*rungs, *self._picked(faster, MOST_RUNGS - len(rungs), reserve=False))
+
+    def _picked(self, candidates: Sequence[Candidate], most: int, *, reserve: bool) -> tuple[Candidate, ...]:
         points = [self._point(candidate) for candidate in candidates]
-        return tuple(candidates[index] for index in pick(points, most=MOST_RUNGS))
+        return tuple(candidates[index] for index in pick(points, most=most, reserve=reserve))
 
     def _point(self, candidate: Candidate) -> Point:
         """Return what was learnt of a candidate: its cost relative to the untouched model, and its drop."""
