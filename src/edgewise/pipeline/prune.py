@@ -17,6 +17,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 from msgspec.structs import replace
 
@@ -57,10 +58,12 @@ DAMAGE_SAMPLES: Final = 24
 TOLERANCE: Final = 0.02
 """How far the measured time may be above the one that was asked for, as a share of the whole model's."""
 
-CORRECTIONS: Final = 5
+CORRECTIONS: Final = 7
 """Times that the goal is tried to be met; each time what was missing is added."""
 
-MOST_CORRECTION: Final = 1.6
+CORRECTION: Final = (1.1, 1.6)
+"""Least and most factor by which the budget changes at a time: below, the same options may be chosen again."""
+
 EPSILON: Final = 0.01
 
 SHARE: Final = 0.3
@@ -165,7 +168,7 @@ class Pruner:
                 return self.made(choices).timed(measured)
             least = min(least, measured)
             # Savings do not quite add up: as much more is asked for as was missing.
-            budget *= min((1.0 - goal) / max(1.0 - measured, EPSILON), MOST_CORRECTION)
+            budget *= float(np.clip((1.0 - goal) / max(1.0 - measured, EPSILON), *CORRECTION))
         raise RecipeError(
             f"Pruning brought this model to {least:.0%} of its time at most, but {goal:.0%} was asked for.",
             hint="Ask for less; a busy machine measures wrong.",
