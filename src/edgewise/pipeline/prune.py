@@ -160,6 +160,8 @@ class Pruner:
         for _ in range(CORRECTIONS):
             found = self._chosen(budget)
             if found is None:
+                most = 1.0 + sum(min(option.cost for option in item) for item in self._table)
+                least = min(least, max(most, 0.0))
                 break
             choices = self._choices(found.choices)
             # Not yet pruned layer by layer: that takes longer, and its time is the same.
