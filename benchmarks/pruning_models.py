@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from edgewise.backends.protocol import Artifact
 from edgewise.errors import EdgewiseError
 from edgewise.measure.accuracy import Scores, scores
 from edgewise.measure.certificate import certify
+from edgewise.pipeline.library import prune
 from edgewise.records.candidate import Precision, RunOptions
 from edgewise.records.certificate import Certificate
 from edgewise.records.tensors import Feeds
@@ -131,13 +131,11 @@ def pruned(model: ir.Model, samples: Sequence[Feeds], **goal: Any) -> ir.Model:
     """
     words = "edgewise prune " + " ".join(f"{name}={value}" for name, value in goal.items())
     try:
-        library = importlib.import_module("edgewise.pipeline.library")
-        made: ir.Model = library.prune(model, samples, **goal)
+        return prune(model, samples, **goal)
     except EdgewiseError as error:
         raise ToolError(f"{words}: {error.message}") from error
     except Exception as error:  # a fault of ours is a row that is missed, and costs no other row
         raise ToolError(f"{words}: {type(error).__name__}: {str(error)[:200]}") from error
-    return made
 
 
 def compiled(model: ir.Model, backend: str, precision: Precision = "fp32") -> Artifact:

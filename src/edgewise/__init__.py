@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgewise.pipeline.library import bench as bench
     from edgewise.pipeline.library import load as load
     from edgewise.pipeline.library import optimize as optimize
+    from edgewise.pipeline.library import prune as prune
     from edgewise.pipeline.library import quantize as quantize
     from edgewise.runtime.engine import Engine as Engine
 
@@ -26,10 +27,11 @@ _HOMES: Final = {
     "bench": "edgewise.pipeline.library",
     "load": "edgewise.pipeline.library",
     "optimize": "edgewise.pipeline.library",
+    "prune": "edgewise.pipeline.library",
     "quantize": "edgewise.pipeline.library",
 }
 
-__all__ = ["Bundle", "EdgewiseError", "Engine", "__version__", "bench", "load", "optimize", "quantize"]
+__all__ = ["Bundle", "EdgewiseError", "Engine", "__version__", "bench", "load", "optimize", "prune", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

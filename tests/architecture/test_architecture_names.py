@@ -12,7 +12,7 @@ import pytest
 
 import edgewise
 
-GOLDEN: Final = ["Bundle", "EdgewiseError", "Engine", "__version__", "bench", "load", "optimize", "quantize"]
+GOLDEN: Final = ["Bundle", "EdgewiseError", "Engine", "__version__", "bench", "load", "optimize", "prune", "quantize"]
 CALLABLES: Final = [name for name in GOLDEN if not name.startswith("_")]
 
 

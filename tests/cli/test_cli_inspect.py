@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tests.cli.conftest import Bench, Said
 
-from edgewise.cli.inspect import _backend, _declines
+from edgewise.cli.declines import grouped
+from edgewise.cli.inspect import _backend
 from edgewise.compress.quantize.reasons import write_reasons
 from edgewise.formats.onnx import save
 from edgewise.pipeline.inspect import BackendView
@@ -25,13 +26,13 @@ DECLINES += [decline("c", "its input `y` is float"), decline("d", "its input `y`
 
 
 def test_one_line_a_reason_whatever_it_names() -> None:
-    assert _declines(DECLINES, verbose=False) == (
+    assert grouped(DECLINES, verbose=False) == (
         "  3x Add: its input `y` is float, and likewise\n  1x Add: one operand is constant"
     )
 
 
 def test_one_line_a_node_when_asked() -> None:
-    lines = _declines(DECLINES, verbose=True).splitlines()
+    lines = grouped(DECLINES, verbose=True).splitlines()
     assert lines[0] == "  a (Add): its input `x` is float"
     assert len(lines) == 4
 

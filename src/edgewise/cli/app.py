@@ -53,6 +53,7 @@ COMMANDS: Final = {
     "optimize": Entry(
         "edgewise.cli.optimize:optimize", "Make a model as small and fast as this machine allows.", _RESUMES
     ),
+    "prune": Entry("edgewise.cli.prune:prune", "Remove neurons, layers or weights, and make up for them."),
     "run": Entry("edgewise.cli.run:run", "Run a bundle on files, a folder or standard input.", ""),
     "report": Entry("edgewise.cli.report:report", "Write the HTML report of a run again."),
     "inspect": Entry("edgewise.cli.inspect:inspect", "What a model holds, costs, and what can be done with it."),

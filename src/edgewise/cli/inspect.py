@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -12,15 +10,14 @@ import click
 
 from edgewise.cli import options
 from edgewise.cli.command import command, json_option
+from edgewise.cli.declines import grouped
 from edgewise.cli.tables import table
 from edgewise.pipeline.inspect import BackendView, Inspection
 from edgewise.pipeline.inspect import inspect as run_inspect
 from edgewise.records.codec import encode, indent
-from edgewise.records.findings import Decline
 from edgewise.records.tensors import Port
 
 MOST_LAYERS: Final = 12
-_NAMES: Final = re.compile(r"`[^`]*`")
 
 
 @command("edgewise inspect model.onnx", "edgewise inspect model.onnx --shape x=1,3,48,320 --verbose")
@@ -55,9 +52,9 @@ def render(inspection: Inspection, *, verbose: bool) -> str:
     for index, view in enumerate(inspection.backends):
         parts.append(_backend(view, inspection.backends[:index], verbose=verbose))
     if inspection.quantization:
-        parts.append("float or wider when it was quantized:\n" + _declines(inspection.quantization, verbose=verbose))
+        parts.append("float or wider when it was quantized:\n" + grouped(inspection.quantization, verbose=verbose))
     if inspection.declines:
-        parts.append("not fused:\n" + _declines(inspection.declines, verbose=verbose))
+        parts.append("not fused:\n" + grouped(inspection.declines, verbose=verbose))
     parts.append(_layers(inspection))
     return "\n\n".join(parts)
 
@@ -77,30 +74,14 @@ def _backend(view: BackendView, others: Sequence[BackendView], *, verbose: bool)
     """Return what a backend makes of the model; what holds of one of the `others` as well is not listed again."""
     lines = [f"{view.backend}: {view.state}"]
     if view.lacks:
-        lines.append(_declines(view.lacks, verbose=verbose))
+        lines.append(grouped(view.lacks, verbose=verbose))
     if view.state != "missing":
         lines.append(f"  int8: {view.quantized} nodes")
     same = next((other.backend for other in others if other.floats == view.floats), None)
     if view.floats and same is not None:
         lines.append(f"  float: {len(view.floats)} nodes, as in {same}")
     elif view.floats:
-        lines.append(f"  float: {len(view.floats)} nodes\n{_declines(view.floats, verbose=verbose)}")
-    return "\n".join(lines)
-
-
-def _declines(declines: Sequence[Decline], *, verbose: bool) -> str:
-    """Return declines grouped by their reason; `verbose` names every node."""
-    if verbose:
-        return "\n".join(f"  {decline.node} ({decline.operator}): {decline.reason}" for decline in declines)
-    groups: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for decline in declines:
-        # The same reason for many nodes is one line, whatever names it holds.
-        groups[decline.operator or decline.stage, _NAMES.sub("``", decline.reason)][decline.reason] += 1
-    lines = []
-    for (operator, _), reasons in sorted(groups.items(), key=lambda item: -item[1].total()):
-        reason, _ = reasons.most_common(1)[0]
-        others = "" if len(reasons) == 1 else ", and likewise"
-        lines.append(f"  {reasons.total()}x {operator}: {reason}{others}")
+        lines.append(f"  float: {len(view.floats)} nodes\n{grouped(view.floats, verbose=verbose)}")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import click
 from edgewise.cli import options
 from edgewise.cli.command import command, json_option
 from edgewise.cli.console import progress
+from edgewise.cli.declines import grouped
 from edgewise.cli.quantities import fraction, seconds
 from edgewise.cli.tables import table
 from edgewise.errors import RecipeError
@@ -33,7 +34,7 @@ _MOST_GROUPS: Final = 40
 @click.option("--neurons", metavar="SHARE", help="Share of the channels and hidden units to remove: `0.3`, `30%`.")
 @click.option("--layers", type=options.count, metavar="N", help="Residual branches or blocks to remove.")
 @click.option("--weights", metavar="SHARE", help="Share of the weights to set to zero: `0.8`.")
-@click.option("--pattern", metavar="NAME", default="unstructured", show_default=True, help="Of zeros: 1x4 or 2:4.")
+@click.option("--pattern", metavar="NAME", help="Where zeros may be: unstructured, 1x4, 2:4.  [default: unstructured]")
 @click.option("--latency", metavar="RATIO", help="Time to reach, measured, against the model as it is: `0.6x`.")
 @click.option("--recover", metavar="TIME", default="0s", show_default=True, help="Train the rest for so long: `5m`.")
 @click.option("--backend", metavar="NAME", default="ort", show_default=True, help="Where the result will run.")
@@ -50,7 +51,7 @@ def prune(
     neurons: str | None,
     layers: int | None,
     weights: str | None,
-    pattern: str,
+    pattern: str | None,
     latency: str | None,
     recover: str,
     backend: str,
@@ -74,7 +75,7 @@ def prune(
         backend=backend,
         quantized=not as_float,
         options=RunOptions(threads=threads),
-        recover_s=seconds(recover),
+        recover_s=seconds(recover, "--recover"),
         seed=seed,
     )
     with progress() as shown:
@@ -89,11 +90,13 @@ def prune(
     click.echo(indent(encode(result)).decode() if json else render(result))
 
 
-def _asked(neurons: str | None, layers: int | None, weights: str | None, pattern: str, latency: str | None) -> Ask:
+def _asked(
+    neurons: str | None, layers: int | None, weights: str | None, pattern: str | None, latency: str | None
+) -> Ask:
     """Return the one thing that was asked for.
 
     Raises:
-        RecipeError: If it is none, or several.
+        RecipeError: If it is none, or several, or a pattern of nothing.
     """
     found: list[Ask] = []
     if neurons is not None:
@@ -101,13 +104,19 @@ def _asked(neurons: str | None, layers: int | None, weights: str | None, pattern
     if layers is not None:
         found.append(Layers(count=layers))
     if weights is not None:
-        found.append(Weights(share=fraction(weights, "--weights"), pattern=pattern))  # type: ignore[arg-type]
+        share = fraction(weights, "--weights")
+        found.append(Weights(share=share, pattern=pattern or "unstructured"))  # type: ignore[arg-type]  # it is checked
     if latency is not None:
         found.append(Time(share=_ratio(latency)))
     if len(found) != 1:
         raise RecipeError(
             f"One of --neurons, --layers, --weights and --latency has to be given. Received {len(found)}.",
             hint="`--latency 0.6x` takes what does the least damage; `edgewise optimize` does everything together.",
+        )
+    if pattern is not None and weights is None:
+        raise RecipeError(
+            "`--pattern` says where zeros may be, but no `--weights` are set to zero.",
+            hint="For example `--weights 0.5 --pattern 2:4`.",
         )
     return found[0]
 
@@ -120,7 +129,10 @@ def _ratio(text: str) -> float:
     """
     match = _TIMES.fullmatch(text.strip())
     if match is None:
-        raise RecipeError(f"`--latency` has to be a ratio to the model as it is, as `0.6x`. Received `{text}`.")
+        raise RecipeError(
+            f"`--latency` has to be a ratio to the model as it is. Received `{text}`.",
+            hint="For example `--latency 0.6x` for 60 % of its time.",
+        )
     return float(match[1])
 
 
@@ -137,7 +149,9 @@ def render(result: PruneResult) -> str:
         parts.append(table(("units", "made by", "before", "after", "error"), groups, right=(2, 3, 4)))
         if len(shown) < len(narrowed):
             parts.append(f"and {len(narrowed) - len(shown)} more groups; `--json` lists all")
-    parts.append(_fidelity(result))
+    if result.declines:
+        parts.append("declined:\n" + grouped(result.declines))
+    parts.append(" ".join(_says(result)))
     parts.append(result.file)
     return "\n\n".join(parts)
 
@@ -152,6 +166,20 @@ def _sizes(pruning: Pruning) -> list[tuple[str, str, str, str]]:
         ("thousand weights", pruning.parameters_before / 1e3, pruning.parameters_after / 1e3),
     ]
     return [(what, f"{a:,.2f}", f"{b:,.2f}", f"{b / a:.2f}x" if a else "") for what, a, b in rows]
+
+
+def _says(result: PruneResult) -> list[str]:
+    """Return in sentences what it came to."""
+    said = [_fidelity(result)]
+    timed = [trial.time for trial in result.pruning.trials if trial.time is not None]
+    if timed:
+        said.append(f"Measured time: {timed[-1]:.2f}x of the whole model's.")
+    if isinstance(result.asked, Weights):
+        said.append(
+            f"{result.zeros:.0%} of the weights are zero. Zeros make the archive of `edgewise bundle pack` smaller, "
+            "not the model faster."
+        )
+    return said
 
 
 def _fidelity(result: PruneResult) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias, get_args
 
@@ -27,10 +27,13 @@ from edgewise.pipeline.bench import bench as run_bench
 from edgewise.pipeline.optimize import Result
 from edgewise.pipeline.optimize import optimize as run_optimize
 from edgewise.pipeline.progress import Progress
+from edgewise.pipeline.prune import PatternName
+from edgewise.pipeline.pruning import Ask, Layers, Neurons, Time, Way, Weights, prune_model, require_float
+from edgewise.pipeline.pruning import check as check_pruning
 from edgewise.pipeline.quantize import Quantizer, gather, nothing_quantized
 from edgewise.pipeline.request import DataRequest, Effort, Goal, Request
 from edgewise.pipeline.synthetic import synthetic_samples
-from edgewise.records.candidate import Quantize, RangeMethod, Rounding
+from edgewise.records.candidate import Quantize, RangeMethod, Rounding, RunOptions
 from edgewise.records.tensors import Array, Feeds
 from edgewise.samples.bind import feeds_of
 from edgewise.samples.source import Sample
@@ -100,11 +103,7 @@ def quantize(
         ModelError: If it is no model in memory, or weights hold NaN or infinities.
         DataError: If a sample does not fit, or there is none.
     """
-    if not isinstance(model, ir.Model):
-        raise ModelError(
-            f"A model has to be given as `edgewise.load` returns it. Received {type(model).__name__}.",
-            hint="Give the path of the file to `edgewise.load`.",
-        )
+    _check_model(model)
     if ranges not in _RANGES:
         raise RecipeError(f"`ranges` has to be one of {', '.join(_RANGES)}. Received `{ranges}`.")
     if rounding not in get_args(Rounding):
@@ -117,28 +116,117 @@ def quantize(
     check_weights(model)
     fused, _ = fuse(model)
     _check_quantizable(fused, target, Scheme.parse(str(scheme)))
-    inputs = tuple(port(value) for value in fused.graph.inputs)
+    feeds = _feeds(fused, samples)
+    quantizer = Quantizer(gather(fused, [target], lambda _run: feeds), target)
+    decision = quantizer.decide(step)
+    quantized = quantizer.model(decision)
+    write_reasons(quantized, decision.plan.declines)
+    return quantized
 
-    if isinstance(samples, Mapping | str) or not isinstance(samples, Iterable | None):
+
+def prune(
+    model: ir.Model,
+    samples: Iterable[Array | Mapping[str, Array]] | None,
+    *,
+    neurons: float | None = None,
+    layers: int | None = None,
+    weights: float | None = None,
+    pattern: PatternName = "unstructured",
+    latency: float | None = None,
+    recover_s: float = 0.0,
+    backend: str = "ort",
+    threads: int = 1,
+    quantized: bool = True,
+) -> ir.Model:
+    """Return `model`, fused, with a part taken away and made up for by what is left, as ordinary float ONNX.
+
+    One of `neurons`, `layers`, `weights` and `latency` says what is taken. Nothing is certified: that is what
+    `optimize` does. What could not be made up for, and layers with too few samples for their width, are in the model's
+    `metadata_props["edgewise.declines"]`, a JSON list; `edgewise inspect` shows it.
+
+    Args:
+        model: A float model with a fixed batch, as `load` gives it (it fixes the batch to 1); it is not changed.
+        samples: Unlabelled samples as `quantize` takes them, but real ones: what is taken is made up for on them.
+        neurons: Share of the channels and hidden units of every group that is not a residual stream, in (0, 1).
+        layers: Residual branches or blocks to take, >= 1: those that do the least damage.
+        weights: Share of the weights to set to zero, in (0, 1). That makes archives smaller, not models faster.
+        pattern: Where zeros may be: `unstructured`, `1x4` or `2:4`, which is `weights=0.5`.
+        latency: Measured time to reach, as a share of the whole model's, in (0, 1): what does the least damage goes.
+        recover_s: Seconds of training on the whole model's answers afterwards; needs `edgewise[torch]`. 0 for none.
+        backend: Where the result will run: with `latency` it is timed there.
+        threads: Threads of one inference.
+        quantized: Whether the result will be quantized to 8 bits: with `latency` 8-bit layers are timed then.
+
+    Raises:
+        RecipeError: If not one thing is asked for, if it cannot be meant, if nothing can be pruned or not so much, if
+            the model is quantized already, if the backend does not exist, or PyTorch is missing.
+        ModelError: If it is no model in memory, weights hold NaN or infinities, or PyTorch lacks an operator.
+        DataError: If a sample does not fit, or there is none.
+    """
+    _check_model(model)
+    asked: list[Ask] = []
+    if neurons is not None:
+        asked.append(Neurons(share=neurons))
+    if layers is not None:
+        asked.append(Layers(count=layers))
+    if weights is not None:
+        asked.append(Weights(share=weights, pattern=pattern))
+    if latency is not None:
+        asked.append(Time(share=latency))
+    if len(asked) != 1:
+        raise RecipeError(
+            f"One of `neurons`, `layers`, `weights` and `latency` has to be given. Received {len(asked)}.",
+            hint="`latency=0.6` takes what does the least damage.",
+        )
+    if weights is None and pattern != "unstructured":
+        raise RecipeError("`pattern` says where zeros may be, but no `weights` are set to zero.")
+    if not 0 <= recover_s < math.inf:
+        raise RecipeError(f"`recover_s` has to be a number of seconds of at least 0. Received {recover_s:g}.")
+    if samples is None:
+        raise DataError("Pruning makes up for what it takes on real samples, but there is none.")
+    check_pruning(asked[0])
+    require_float(model)
+    check_weights(model)
+    fused, _ = fuse(model)
+    way = Way(backend=backend, quantized=quantized, options=RunOptions(threads=threads), recover_s=recover_s)
+    pruned = prune_model(fused, list(_feeds(fused, samples)), asked[0], way)
+    result = pruned.model.clone()
+    write_reasons(result, pruned.declines)
+    return result
+
+
+def _check_model(model: object) -> None:
+    """Refuse what is no model in memory.
+
+    Raises:
+        ModelError: If it is none.
+    """
+    if not isinstance(model, ir.Model):
+        raise ModelError(
+            f"A model has to be given as `edgewise.load` returns it. Received {type(model).__name__}.",
+            hint="Give the path of the file to `edgewise.load`.",
+        )
+
+
+def _feeds(model: ir.Model, samples: Iterable[Array | Mapping[str, Array]] | None) -> Iterator[Feeds]:
+    """Return samples as the model takes them, read one after another; synthetic ones for None.
+
+    Raises:
+        DataError: If they are no samples, at once, or if one does not fit, when it is read.
+    """
+    if samples is None:
+        return iter(synthetic_samples(model))
+    if isinstance(samples, Mapping | str) or not isinstance(samples, Iterable):
         raise DataError(
             f"Samples have to be a list of samples, or anything else that gives one after another. Received "
             f"{type(samples).__name__}.",
             hint="For a single sample give a list of one; None makes synthetic ones.",
         )
-
-    def feeds() -> Iterable[Feeds]:
-        if samples is None:
-            yield from synthetic_samples(fused)
-            return
-        for index, sample in enumerate(samples):
-            where = f"Sample {index}"
-            yield feeds_of(_sample(sample, where), inputs, where=where)
-
-    quantizer = Quantizer(gather(fused, [target], lambda _run: feeds()), target)
-    decision = quantizer.decide(step)
-    quantized = quantizer.model(decision)
-    write_reasons(quantized, decision.plan.declines)
-    return quantized
+    inputs = tuple(port(value) for value in model.graph.inputs)
+    return (
+        feeds_of(_sample(sample, f"Sample {index}"), inputs, where=f"Sample {index}")
+        for index, sample in enumerate(samples)
+    )
 
 
 def _sample(given: Array | Mapping[str, Array], where: str) -> Sample:

@@ -34,6 +34,25 @@ MOST_SAMPLES: Final = 2000
 """Samples that are kept in memory and fitted to; more change little and take time."""
 
 
+MATRIX_RANK: Final = 2
+HALF: Final = 0.5
+
+QUANTIZED: Final = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
+"""Operators that quantized models have, and no other."""
+
+
 class Neurons(Record, frozen=True, kw_only=True, tag="neurons"):
     """Take a share of the units of every group that is not a residual stream, in (0, 1)."""
 
@@ -70,6 +89,7 @@ class PruneResult(Record, frozen=True, kw_only=True):
         asked: What was asked for.
         pruning: What was taken.
         held_out: The result against the whole model, on samples that no step saw.
+        zeros: Share of the numbers in the pruned model's weights that are zero.
         declines: What was left as it is, and why.
     """
 
@@ -77,6 +97,7 @@ class PruneResult(Record, frozen=True, kw_only=True):
     asked: Ask
     pruning: Pruning
     held_out: PruningTrial
+    zeros: float
     declines: tuple[Decline, ...]
 
 
@@ -103,7 +124,7 @@ def check(ask: Ask) -> None:
     """Refuse what cannot be meant.
 
     Raises:
-        RecipeError: If a share is not between 0 and 1, or a count below 1.
+        RecipeError: If a share is not between 0 and 1, or not that of the pattern, or a count below 1.
     """
     match ask:
         case Layers(count=count):
@@ -114,8 +135,28 @@ def check(ask: Ask) -> None:
                 raise RecipeError(
                     f"The pattern has to be one of {', '.join(get_args(PatternName))}. Received `{ask.pattern}`."
                 )
+            if isinstance(ask, Weights) and ask.pattern == "2:4" and share != HALF:
+                raise RecipeError(f"The pattern 2:4 sets half of the weights to zero: ask for 0.5. Received {share:g}.")
             if not 0 < share < 1:
                 raise RecipeError(f"A share has to be between 0 and 1, both excluded. Received {share:g}.")
+
+
+def require_float(model: ir.Model) -> None:
+    """Refuse a model that is quantized already: its weights are integers on a grid that pruning would leave.
+
+    Raises:
+        RecipeError: If it is.
+    """
+    if is_quantized(model):
+        raise RecipeError(
+            "A model has to be pruned before it is quantized, but this one is quantized already.",
+            hint="Give the float model; `edgewise optimize` and `edgewise.quantize` quantize what is left.",
+        )
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Return whether a model has quantized weights or activations."""
+    return any(node.op_type in QUANTIZED for node in model.graph.all_nodes())
 
 
 def prune_model(model: ir.Model, feeds: Sequence[Feeds], ask: Ask, way: Way) -> Pruned:
@@ -132,6 +173,7 @@ def prune_model(model: ir.Model, feeds: Sequence[Feeds], ask: Ask, way: Way) -> 
         DataError: If there is no sample.
     """
     check(ask)
+    require_float(model)
     if not feeds:
         raise DataError("Pruning needs samples to make up for what it takes, but there is none.")
     target = registry.get(way.backend).target()
@@ -187,6 +229,7 @@ def prune_file(
         raise OutputError(f"`{out}` exists.", hint="Choose another file with `--out`, or remove it.")
     progress.stage("Reading the model and the samples")
     loaded = load_model(path, data.shapes)
+    require_float(loaded.fixed)
     fused, _ = fuse(loaded.fixed)
     sets = open_data(data, loaded.facts.inputs)
     progress.stage("Pruning")
@@ -195,8 +238,23 @@ def prune_file(
     held_out = compare(fused, pruned.model, _feeds(fused, sets.certify))
     save(pruned.model, out)
     return PruneResult(
-        file=str(out), asked=ask, pruning=pruned.account, held_out=held_out, declines=tuple(pruned.declines)
+        file=str(out),
+        asked=ask,
+        pruning=pruned.account,
+        held_out=held_out,
+        zeros=_zeros(pruned.model),
+        declines=pruned.declines,
     )
+
+
+def _zeros(model: ir.Model) -> float:
+    """Return the share of zeros among the numbers of matrices and kernels."""
+    weights = [
+        value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None
+    ]
+    kernels = [array for array in weights if array.ndim >= MATRIX_RANK]
+    total = sum(array.size for array in kernels)
+    return sum(int((array == 0).sum()) for array in kernels) / total if total else 0.0
 
 
 def _feeds(model: ir.Model, *parts: Split) -> list[Feeds]:
