@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgewise.report import charts
-from edgewise.report.charts import NARROW, WIDE, Axis, Curve, Frame, Part, Point, Row
+from edgewise.report.charts import Curve, Part, Point, Row
+from edgewise.report.frame import NARROW, WIDE, Axis, Frame
 
 FRAME = Frame(width=200, height=140, left=50, right=0, top=0, bottom=40)
 TIPS = ("a\nb", "c", "d")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from edgewise.records.quantization import BINS, LayerNoise, QuantizationNoise, TensorHistogram
 from edgewise.records.run import Run
-from edgewise.report.charts import NARROW, WIDE, Axis, Bins, Level, histogram, levels
+from edgewise.report.columns import Bins, Level, histogram, levels
+from edgewise.report.frame import NARROW, WIDE, Axis
 from edgewise.report.html import render
 from edgewise.report.noise import TOP, noise_figures
 

@@ -9,7 +9,8 @@ import pytest
 
 from edgewise.records.pruning import GroupWidth, Pruning, PruningTrial, RemovedLayer
 from edgewise.records.run import Run
-from edgewise.report.charts import NARROW, WIDE, Axis, Frame, Shrunk, shrunk
+from edgewise.report.columns import Shrunk, shrunk
+from edgewise.report.frame import NARROW, WIDE, Axis, Frame
 from edgewise.report.html import render
 from edgewise.report.pruning import pruning_figures
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from edgewise.records.measurements import Accuracy, ColdStart, Energy, Latency
 from edgewise.records.run import Outcome, Run, Rung
 from edgewise.report import quantities as q
-from edgewise.report.charts import NARROW, WIDE, Axis, Row, bars
+from edgewise.report.charts import Row, bars
+from edgewise.report.frame import NARROW, WIDE, Axis
 from edgewise.report.words import Terms, compared, described, faster, interval
 
 

@@ -10,7 +10,8 @@ from typing import Final
 
 from edgewise.records.run import Outcome, Run, Rung
 from edgewise.report import quantities as q
-from edgewise.report.charts import NARROW, WIDE, Axis, Curve, Point, distribution, scatter, swatch
+from edgewise.report.charts import Curve, Point, distribution, scatter, swatch
+from edgewise.report.frame import NARROW, WIDE, Axis
 from edgewise.report.words import Terms, faster, interval
 
 FATES: Final = {"chosen": "Chosen", "rung": "On the ladder", "measured": "Measured", "rejected": "Rejected"}

@@ -7,8 +7,9 @@ from typing import Final
 
 from edgewise.records.quantization import LayerNoise, QuantizationNoise, TensorHistogram
 from edgewise.report import quantities as q
-from edgewise.report.charts import NARROW, WIDE, Axis, Bins, Frame, Level, histogram, levels
+from edgewise.report.columns import Bins, Level, histogram, levels
 from edgewise.report.figures import Figure
+from edgewise.report.frame import NARROW, WIDE, Axis, Frame
 
 TOP: Final = 12
 """Layers in the table."""

@@ -8,7 +8,8 @@ from typing import Final
 from edgewise.records.certificate import Certificate
 from edgewise.records.run import Run, Rung
 from edgewise.report import quantities as q
-from edgewise.report.charts import NARROW, WIDE, Axis, Row, intervals
+from edgewise.report.charts import Row, intervals
+from edgewise.report.frame import NARROW, WIDE, Axis
 from edgewise.report.words import Terms
 
 _NO_LABELS: Final = (

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from edgewise.records.pruning import GroupWidth, Pruning, RemovedLayer
 from edgewise.report import quantities as q
-from edgewise.report.charts import NARROW, WIDE, Axis, Shrunk, shrunk
+from edgewise.report.columns import Shrunk, shrunk
 from edgewise.report.figures import Figure
+from edgewise.report.frame import NARROW, WIDE, Axis
 
 
 @dataclass(frozen=True)
