@@ -13,7 +13,7 @@ from edgewise.compress.quantize.reasons import write_reasons
 from edgewise.formats.onnx import save
 from edgewise.pipeline.inspect import BackendView
 from edgewise.records.findings import Decline
-from edgewise.testing.graphs import mlp
+from edgewise.testing.graphs import mlp, quantized_conv
 
 
 def decline(node: str, reason: str) -> Decline:
@@ -62,3 +62,30 @@ def test_what_stayed_float_when_the_model_was_quantized_is_shown(tmp_path: Path,
         "when it was quantized:\n  3x Add: its input `y` is float, and likewise"
         in edgewise("inspect", tmp_path / "m.onnx").out
     )
+
+
+def test_what_can_be_pruned(tmp_path: Path, edgewise: Callable[..., Said]) -> None:
+    save(mlp(), tmp_path / "m.onnx")
+    said = edgewise("inspect", tmp_path / "m.onnx").out
+    section = said.partition("prunable:\n")[2].partition("\n\n")[0].splitlines()
+    assert section[0].startswith("  units: ")
+    assert section[1].startswith("  layers: ")
+    assert section[2].startswith("  pinned: ")
+    assert "compares them with each other" in section[-1]
+    verbose = edgewise("inspect", tmp_path / "m.onnx", "--verbose").out
+    assert " units, made by " in verbose
+
+
+def test_of_a_quantized_model_nothing_is_pruned(tmp_path: Path, edgewise: Callable[..., Said]) -> None:
+    save(quantized_conv(), tmp_path / "m.onnx")
+    said = edgewise("inspect", tmp_path / "m.onnx").out
+    assert "\nprunable: nothing of this model, because it is quantized already; prune the float one\n" in said
+
+
+def test_what_was_declined_when_it_was_pruned_is_shown_apart(tmp_path: Path, edgewise: Callable[..., Said]) -> None:
+    model = mlp()
+    write_reasons(model, [Decline(stage="prune_neurons", node="a", operator="Gemm", reason="too few"), *DECLINES])
+    save(model, tmp_path / "m.onnx")
+    said = edgewise("inspect", tmp_path / "m.onnx").out
+    assert "declined when it was pruned:\n  1x Gemm: too few\n" in said
+    assert "when it was quantized:\n  3x Add" in said

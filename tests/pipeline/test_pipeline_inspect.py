@@ -36,6 +36,16 @@ def test_a_convolutional_net(tmp_path: Path) -> None:
     assert views["ort"].lacks == ()
 
 
+def test_what_can_be_pruned_is_listed(tmp_path: Path) -> None:
+    save(conv_net(), tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx", {}).prunable
+    assert found is not None
+    assert all(group.size > 1 and group.makers and group.readers for group in found.groups)
+    assert found.groups
+    assert {region.kind for region in found.regions} <= {"branch", "stretch"}
+    assert found.pinned[-1].reason.startswith("the model's output")
+
+
 def test_an_operator_that_a_backend_lacks_is_named(tmp_path: Path) -> None:
     b = GraphBuilder("distances")
     value = b.node("CDist", b.input("x", (1, 4)), b.weight(3, 4), domain="com.microsoft", metric="euclidean")

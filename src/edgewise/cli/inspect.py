@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from edgewise.cli.tables import table
 from edgewise.pipeline.inspect import BackendView, Inspection
 from edgewise.pipeline.inspect import inspect as run_inspect
 from edgewise.records.codec import encode, indent
+from edgewise.records.findings import Decline
 from edgewise.records.tensors import Port
 
 MOST_LAYERS: Final = 12
@@ -26,7 +28,7 @@ MOST_LAYERS: Final = 12
 @click.option("--verbose", is_flag=True, help="Name every node that was declined.")
 @json_option
 def inspect(model: Path, *, shape: tuple[str, ...], verbose: bool, json: bool) -> None:
-    """Show what a model holds and costs, its lower bound on latency, and what fusion, int8 and backends make of it."""
+    """Show what a model holds and costs, its least latency, and what fusion, int8, pruning and backends make of it."""
     inspection = run_inspect(model, options.shapes(shape))
     click.echo(indent(encode(inspection)).decode() if json else render(inspection, verbose=verbose))
 
@@ -51,8 +53,12 @@ def render(inspection: Inspection, *, verbose: bool) -> str:
     parts = [table((), rows)]
     for index, view in enumerate(inspection.backends):
         parts.append(_backend(view, inspection.backends[:index], verbose=verbose))
-    if inspection.quantization:
-        parts.append("float or wider when it was quantized:\n" + grouped(inspection.quantization, verbose=verbose))
+    parts.append(_prunable(inspection, verbose=verbose))
+    pruning = [decline for decline in inspection.quantization if decline.stage.startswith("prune")]
+    if pruning:
+        parts.append("declined when it was pruned:\n" + grouped(pruning, verbose=verbose))
+    if rest := [decline for decline in inspection.quantization if decline not in pruning]:
+        parts.append("float or wider when it was quantized:\n" + grouped(rest, verbose=verbose))
     if inspection.declines:
         parts.append("not fused:\n" + grouped(inspection.declines, verbose=verbose))
     parts.append(_layers(inspection))
@@ -83,6 +89,34 @@ def _backend(view: BackendView, others: Sequence[BackendView], *, verbose: bool)
     elif view.floats:
         lines.append(f"  float: {len(view.floats)} nodes\n{grouped(view.floats, verbose=verbose)}")
     return "\n".join(lines)
+
+
+def _prunable(inspection: Inspection, *, verbose: bool) -> str:
+    """Return what can be pruned, and what cannot."""
+    found = inspection.prunable
+    if found is None:
+        why = "it cannot be fused" if inspection.fused_nodes is None else "it is quantized already; prune the float one"
+        return f"prunable: nothing of this model, because {why}"
+    units = sum(group.size for group in found.groups)
+    kinds = Counter(region.kind for region in found.regions)
+    lines = [
+        "prunable:",
+        f"  units: {units} in {_counted(len(found.groups), 'group')}",
+        f"  layers: {_counted(kinds['branch'], 'residual branch')} and {_counted(kinds['stretch'], 'other stretch')}",
+    ]
+    if verbose:
+        lines += [f"  {one.name}: {one.size} units, made by {', '.join(one.makers)}" for one in found.groups]
+        lines += [f"  {one.name}: {one.kind} of {_counted(one.nodes, 'node')}" for one in found.regions]
+    if found.pinned:
+        pinned = [Decline(stage="prune", node=p.node, operator=p.operator, reason=p.reason) for p in found.pinned]
+        units = sum(one.units for one in found.pinned)
+        lines.append(f"  pinned: {units} units of {_counted(len(pinned), 'node')}\n{grouped(pinned, verbose=verbose)}")
+    return "\n".join(lines)
+
+
+def _counted(count: int, what: str) -> str:
+    ending = "es" if what.endswith("ch") else "s"
+    return f"{count} {what}{'' if count == 1 else ending}"
 
 
 def _layers(inspection: Inspection) -> str:

@@ -20,6 +20,8 @@ from edgewise.errors import BackendMissingError, ContractError, ModelError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.inputs import load_model
 from edgewise.pipeline.judge import open_judge
+from edgewise.pipeline.pruning import is_quantized
+from edgewise.pipeline.pruning_choices import Parts
 from edgewise.records.candidate import RunOptions
 from edgewise.records.codec import Record
 from edgewise.records.findings import Change, Decline
@@ -53,6 +55,68 @@ class BackendView(Record, frozen=True, kw_only=True):
     floats: tuple[Decline, ...] = ()
 
 
+class UnitGroup(Record, frozen=True, kw_only=True):
+    """Units of which any may be removed.
+
+    Attributes:
+        name: Name of the value in which they first appear.
+        size: How many there are.
+        makers: Nodes that make them.
+        readers: Nodes that sum over them.
+    """
+
+    name: str
+    size: int
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+class LayerRegion(Record, frozen=True, kw_only=True):
+    """Layers that can go together.
+
+    Attributes:
+        name: Name of the value that they make.
+        kind: Whether they are a residual branch, or a stretch whose end can become its beginning.
+        nodes: How many nodes they are.
+        macs: Multiply-accumulates of one inference.
+    """
+
+    name: str
+    kind: str
+    nodes: int
+    macs: int
+
+
+class PinnedUnits(Record, frozen=True, kw_only=True):
+    """Units that have to stay.
+
+    Attributes:
+        node: Node that makes them.
+        operator: Its type.
+        units: How many there are.
+        reason: Why they stay.
+    """
+
+    node: str
+    operator: str
+    units: int
+    reason: str
+
+
+class Prunable(Record, frozen=True, kw_only=True):
+    """What can be pruned, of the model after fusion.
+
+    Attributes:
+        groups: Channels, hidden units and heads that can go, each group independently of the others.
+        regions: Residual branches and stretches of layers that can go, none inside of another.
+        pinned: Units that have to stay, and why.
+    """
+
+    groups: tuple[UnitGroup, ...] = ()
+    regions: tuple[LayerRegion, ...] = ()
+    pinned: tuple[PinnedUnits, ...] = ()
+
+
 class Inspection(Record, frozen=True, kw_only=True):
     """All that `edgewise inspect` says.
 
@@ -67,7 +131,9 @@ class Inspection(Record, frozen=True, kw_only=True):
         changes: What the passes do.
         declines: What they decline, and operators outside of the standard.
         backends: What each backend can do.
-        quantization: What stayed float when the model was quantized, and why, where the model says so.
+        quantization: What stayed float when the model was quantized, and why, where the model says so; of a pruned
+            model what was not made up for.
+        prunable: What can be pruned; None where the model is quantized already or cannot be fused: nothing then.
     """
 
     facts: ModelFacts
@@ -80,6 +146,7 @@ class Inspection(Record, frozen=True, kw_only=True):
     declines: tuple[Decline, ...]
     backends: tuple[BackendView, ...]
     quantization: tuple[Decline, ...] = ()
+    prunable: Prunable | None = None
 
 
 def inspect(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> Inspection:
@@ -109,6 +176,30 @@ def inspect(path: Path, shapes: Mapping[str, tuple[int | None, ...]]) -> Inspect
         declines=(*model.declines, *declines),
         backends=tuple(_view(name, model.fixed, fused) for name, entry in registry.BACKENDS.items() if entry.fast),
         quantization=read_reasons(model.fixed),
+        prunable=None if fused is None or is_quantized(model.fixed) else _prunable(fused),
+    )
+
+
+def _prunable(model: ir.Model) -> Prunable:
+    parts = Parts(model, step=1)
+    return Prunable(
+        groups=tuple(
+            UnitGroup(
+                name=group.name,
+                size=group.size,
+                makers=group.makers,
+                readers=tuple(dict.fromkeys(reader.node for reader in group.readers)),
+            )
+            for group in parts.coupling.groups
+        ),
+        regions=tuple(
+            LayerRegion(name=region.name, kind=region.kind, nodes=len(region.nodes), macs=region.macs)
+            for region in parts.regions.values()
+        ),
+        pinned=tuple(
+            PinnedUnits(node=one.node, operator=one.operator, units=one.units, reason=one.reason)
+            for one in parts.coupling.pinned
+        ),
     )
 
 
