@@ -32,7 +32,10 @@ BREACHES: Final = {
     "openvino has one adapter file": ("cli/__init__.py", "openvino"),
     "torch has its adapter files": ("compress/gram.py", "torch"),
     "Passes, compression and formats never run a model": ("compress/__init__.py", "edgewise.backends.registry"),
-    "Pruning and quantization do not know each other": ("compress/prune/__init__.py", "edgewise.compress.quantize.plan"),
+    "Pruning and quantization do not know each other": (
+        "compress/prune/__init__.py",
+        "edgewise.compress.quantize.plan",
+    ),
 }
 
 
