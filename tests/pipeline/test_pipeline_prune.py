@@ -81,6 +81,19 @@ def test_the_time_that_was_asked_for_is_met_with_what_does_the_least_damage() ->
     assert found.account.trials[-1].time == pytest.approx(macs(found.model) / macs(work.model))
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_a_goal_is_met_closely_where_savings_do_not_add_up(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    def extra_times(_backend: str, base: ir.Model, variants: Sequence[ir.Model], *_: Any) -> list[float]:
+        shares = [1 - macs(variant) / macs(base) for variant in variants]
+        # Together, changes save another part of what they save alone.
+        return [-share * (factor if len(variants) == 1 else 1.0) for share in shares]
+
+    monkeypatch.setattr(pruning_costs, "extra_times", extra_times)
+    found = pruner(blocks(4)).at(0.75).account.trials[-1].time
+    assert found is not None
+    assert 0.6 <= found <= 0.77
+
+
 def test_removing_the_channels_that_repeat_others_is_free() -> None:
     found = prune_model(blocks(), feeds(), Neurons(share=0.25), Way(quantized=False))
     assert [(group.before, group.after) for group in found.account.narrowed] == [(CHANNELS, 24)] * 3

@@ -58,6 +58,9 @@ DAMAGE_SAMPLES: Final = 24
 TOLERANCE: Final = 0.02
 """How far the measured time may be above the one that was asked for, as a share of the whole model's."""
 
+OVERSHOT: Final = 0.04
+"""How far it may be below: what went too much did damage."""
+
 CORRECTIONS: Final = 7
 """Times that the goal is tried to be met; each time what was missing is added."""
 
@@ -156,21 +159,34 @@ class Pruner:
         """
         if not self.parts.items:
             raise nothing_pruned(self.parts.coupling)
-        budget, least = goal - 1.0, 1.0
+        least, best = 1.0, None
+        enough, too_little = -math.inf, 0.0
+        budget = goal - 1.0
         for _ in range(CORRECTIONS):
             found = self._chosen(budget)
             if found is None:
                 most = 1.0 + sum(min(option.cost for option in item) for item in self._table)
                 least = min(least, max(most, 0.0))
-                break
+                if too_little == 0.0:
+                    break
+                budget = (budget + too_little) / 2
+                continue
             choices = self._choices(found.choices)
             # Not yet pruned layer by layer: that takes longer, and its time is the same.
             measured = self._stopwatch.time(self._stitched(choices))
-            if measured <= goal + TOLERANCE:
-                return self.made(choices).timed(measured)
             least = min(least, measured)
-            # Savings do not quite add up: as much more is asked for as was missing.
-            budget *= float(np.clip((1.0 - goal) / max(1.0 - measured, EPSILON), *CORRECTION))
+            if measured <= goal + TOLERANCE:
+                best, enough = choices, budget
+                if measured >= goal - OVERSHOT:
+                    break
+            else:
+                too_little = budget
+            # Savings do not quite add up: what was missing is added, and what was too much is halved.
+            missing = float(np.clip((1.0 - goal) / max(1.0 - measured, EPSILON), *CORRECTION))
+            budget = (enough + too_little) / 2 if math.isfinite(enough) else missing * budget
+        if best is not None:
+            pruned = self.made(best)
+            return pruned.timed(self._stopwatch.time(pruned.model))
         raise RecipeError(
             f"Pruning brought this model to {least:.0%} of its time at most, but {goal:.0%} was asked for.",
             hint="Ask for less; a busy machine measures wrong.",
