@@ -19,6 +19,7 @@ from edgewise.compress.quantize.restore import integers_of, matched, quantized_n
 from edgewise.compress.quantize.sensitivity import noise_to_signal
 from edgewise.compress.statistics import observe
 from edgewise.errors import EdgewiseError
+from edgewise.pipeline.culprits import closest
 from edgewise.pipeline.job import Job
 from edgewise.pipeline.judge import open_judge
 from edgewise.records.candidate import Candidate, Quantize
@@ -75,9 +76,9 @@ def measure(quantized: ir.Model, before: ir.Model, feeds: Sequence[Feeds], *, na
 
     Args:
         quantized: The graph.
-        before: The model from which it was made. Where the weights of a layer are not found in it, because preparing
-            the model changed them, the graph with all of its layers restored takes its place: then what rounding did to
-            the weights is no part of the noise.
+        before: The model from which it was made, before its channels were scaled, if they were. Where the weights of
+            a layer are not found in it all the same, the graph with all of its layers restored takes its place: then
+            what rounding did to the weights is no part of the noise.
         feeds: Samples, at least one.
         name: What the record is called.
 
@@ -86,6 +87,7 @@ def measure(quantized: ir.Model, before: ir.Model, feeds: Sequence[Feeds], *, na
     """
     quantized = with_inferred_shapes(quantized)
     nodes = quantized_nodes(quantized)
+    before, _ = closest(before, quantized)
     weights = len(set(matched(quantized, before)) & set(nodes)) == _stored_weights(quantized, nodes)
     reference = before if weights else restored(quantized, nodes)
     ours, theirs = _outputs(quantized, nodes), _outputs(reference, nodes)
