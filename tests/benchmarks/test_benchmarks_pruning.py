@@ -98,7 +98,7 @@ def test_a_model_that_cannot_be_pruned_is_a_row_that_is_missed(
     def prune(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("importlib.import_module", lambda _: SimpleNamespace(prune=prune))
+    monkeypatch.setattr("pruning_models.prune", prune)
     graph = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10)
     with pytest.raises(ToolError, match=r"edgewise prune neurons=0\.5: .*nothing can be pruned"):
         pruned(graph, [], neurons=0.5)

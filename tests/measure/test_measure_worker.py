@@ -271,7 +271,7 @@ def test_feeds_survive_the_file(tmp_path: Path) -> None:
 
 def test_peak_memory_grows_with_what_is_touched() -> None:
     before = peak_resident_bytes()
-    block = np.ones(4 * before // 8)
+    block = np.ones(5 * before // 4 // 8)  # more than ever was: the peak grows whatever was given back since
     after = peak_resident_bytes()
     # All pages of the block were written while the rest stayed; the kernel may lag by some pages per thread.
     assert after >= block.nbytes
