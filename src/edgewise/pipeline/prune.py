@@ -69,10 +69,11 @@ CORRECTION: Final = (1.1, 1.6)
 
 EPSILON: Final = 0.01
 
-SHARE: Final = 0.3
-"""Most of the time left that measuring single options may take."""
+SHARE: Final = 0.5
+"""Most of the time left that one goal may take."""
 
-FEWEST_SAMPLES: Final = 4
+SWEEPS: Final = 6
+"""Runs of all samples that compensation takes: once for every option, and twice in the end, through two models."""
 
 FILL_SAMPLES: Final = 96
 FILLED_LAYERS: Final = 4
@@ -159,6 +160,7 @@ class Pruner:
         """
         if not self.parts.items:
             raise nothing_pruned(self.parts.coupling)
+        self._require_time()
         least, best = 1.0, None
         enough, too_little = -math.inf, 0.0
         budget = goal - 1.0
@@ -251,28 +253,32 @@ class Pruner:
             if choice.dropped:
                 singles[choice.dropped, 0] = choice
         variants = {str(index): self._thunk([choice]) for index, choice in enumerate(singles.values())}
-        feeds = evenly(self._judging, self._affordable(len(variants)))
+        feeds = evenly(self._judging, DAMAGE_SAMPLES)
         found = sensitivities(self.model, variants, self._opened, feeds)
         return {key: one.damage for key, one in zip(singles, found, strict=True)}
 
-    def _affordable(self, variants: int) -> int:
-        """Return on how many samples so many variants can be measured in a share of the time left.
+    def _require_time(self) -> None:
+        """Refuse to begin what would take more than a share of the time left.
 
         Raises:
-            RecipeError: If those are too few to tell variants apart.
+            RecipeError: If it would.
         """
+        began = time.monotonic()
         with self._opened(self.model) as run:
             run(self.feeds[0])
-            began = time.monotonic()
+            opening_s = time.monotonic() - began
             run(self.feeds[0])
-            pace_s = time.monotonic() - began
-        affordable = SHARE * self.left_s() / max(variants * pace_s, 1e-9)
-        if affordable < FEWEST_SAMPLES:
+            pace_s = time.monotonic() - began - opening_s
+        variants = sum(len(item) - 1 for item in self.parts.items)
+        filled = FILLED_LAYERS * len(self.parts.regions)
+        runs = (variants + TRIES) * DAMAGE_SAMPLES + filled * FILL_SAMPLES + SWEEPS * len(self._fitted)
+        openings = variants + TRIES + 2 * filled
+        # As much again goes into what is computed between runs, and into timing.
+        if 2 * (runs * pace_s + openings * opening_s) > SHARE * self.left_s():
             raise RecipeError(
                 "The time budget is too short for pruning: what each option does to the outputs has to be measured.",
                 hint="Give a larger `--budget`.",
             )
-        return int(min(DAMAGE_SAMPLES, affordable))
 
     def _damage_alone(self, choice: Choice) -> float:
         parts = [*choice.widths.items(), *([(choice.dropped, 0)] if choice.dropped else [])]
