@@ -185,6 +185,7 @@ def test_the_comparison_says_whether_the_bound_is_kept(bench: Bench, edgewise: C
     assert "The bound of 1 points is NOT kept.\n" in said.out
 
 
+@pytest.mark.slow
 def test_a_run_without_samples(
     bench: Bench, edgewise: Callable[..., Said], golden: Callable[..., None], tmp_path: Path
 ) -> None:

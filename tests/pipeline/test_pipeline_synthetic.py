@@ -246,6 +246,7 @@ def test_a_tolerance_is_for_models_without_samples(task: Task) -> None:
         task.run(**none(tolerance=1.5))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("measures")
 def test_images_of_unknown_range_are_not_quantized(make_task: MakeTask) -> None:
     # Such a network takes pixels of 0 to 1 as well as of 0 to 255; its int8 model would be right for one of them.
