@@ -168,8 +168,10 @@ def _parse(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise ModelError(f"The model has to be readable. `{path}`: {error.strerror}.") from error
     except MemoryError as error:
-        raise ResourceError(f"`{path}` ({size:,} bytes) has to fit into memory, but it does not.") from error
+        raise _too_large(path, size) from error
     except DecodeError as error:
+        if "alloc failed" in str(error):  # how newer versions of protobuf say that memory ran out
+            raise _too_large(path, size) from error
         found = wire.outline(data, len(data))
         if wire.looks_like_onnx(found) and not found.complete:
             raise ModelError(
@@ -181,6 +183,10 @@ def _parse(path: Path) -> onnx.ModelProto:
             hint="It is damaged, or not ONNX: copy or export it again.",
         ) from error
     return proto
+
+
+def _too_large(path: Path, size: int) -> ResourceError:
+    return ResourceError(f"`{path}` ({size:,} bytes) has to fit into memory, but it does not.")
 
 
 def _check_structure(proto: onnx.ModelProto, path: Path) -> None:
