@@ -206,6 +206,20 @@ def test_a_layer_between_two_kinds_of_units_is_not_dropped_beside_narrower_ones(
     assert prune_model(b.build(), feeds(), Layers(count=1), Way(quantized=False)).account.layers
 
 
+def test_an_output_of_the_model_is_not_replaced_by_what_it_was_made_of() -> None:
+    b = GraphBuilder("outputs", seed=2)
+    x = b.node("Conv", b.input("x", (1, 3, 6, 6)), b.weight(8, 3, 3, 3), pads=[1] * 4, name="first")
+    x = b.node("Relu", x)
+    b.output(b.node("Conv", x, b.weight(8, 8, 3, 3), pads=[1] * 4, name="second"), "map", (1, 8, 6, 6))
+    assert "map" not in pruner(b.build()).parts.regions
+
+
+def test_groups_that_a_share_does_not_touch_are_listed() -> None:
+    found = prune_model(blocks(), feeds(), Neurons(share=0.25), Way(quantized=False))
+    (kept,) = [decline for decline in found.declines if decline.stage == "prune"]
+    assert kept.reason.startswith(f"all 8 units of `{kept.node}` stay")
+
+
 def test_streams_are_told_from_inner_units() -> None:
     work = pruner()
     kinds = {group.name: is_stream(group, work.model) for group in work.parts.coupling.groups}

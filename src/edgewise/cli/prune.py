@@ -152,6 +152,8 @@ def render(result: PruneResult) -> str:
     if result.declines:
         parts.append("declined:\n" + grouped(result.declines))
     parts.append(" ".join(_says(result)))
+    if result.open_batch is not None:
+        parts.append(f"The batch `{result.open_batch}` is fixed to 1: the model takes one sample at a time.")
     parts.append(result.file)
     return "\n\n".join(parts)
 

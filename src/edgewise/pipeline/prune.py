@@ -167,9 +167,8 @@ class Pruner:
         for _ in range(CORRECTIONS):
             found = self._chosen(budget)
             if found is None:
-                most = 1.0 + sum(min(option.cost for option in item) for item in self._table)
-                least = min(least, max(most, 0.0))
                 if too_little == 0.0:
+                    least = max(1.0 + sum(min(option.cost for option in item) for item in self._table), 0.0)
                     break
                 budget = (budget + too_little) / 2
                 continue
@@ -191,7 +190,7 @@ class Pruner:
             return pruned.timed(self._stopwatch.time(pruned.model))
         raise RecipeError(
             f"Pruning brought this model to {least:.0%} of its time at most, but {goal:.0%} was asked for.",
-            hint="Ask for less; a busy machine measures wrong.",
+            hint="Ask for a larger share of the time; a busy machine measures wrong.",
         )
 
     def _chosen(self, budget: float) -> Refined | None:

@@ -91,6 +91,7 @@ class PruneResult(Record, frozen=True, kw_only=True):
         held_out: The result against the whole model, on samples that no step saw.
         zeros: Share of the numbers in the pruned model's weights that are zero.
         declines: What was left as it is, and why.
+        open_batch: Name of the batch dimension of the file, which is 1 in the pruned model; None where it was fixed.
     """
 
     file: str
@@ -99,6 +100,7 @@ class PruneResult(Record, frozen=True, kw_only=True):
     held_out: PruningTrial
     zeros: float
     declines: tuple[Decline, ...]
+    open_batch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,27 @@ def prune_model(model: ir.Model, feeds: Sequence[Feeds], ask: Ask, way: Way) -> 
 def _pruned(pruner: Pruner, ask: Ask) -> Pruned:
     match ask:
         case Neurons(share=share):
-            groups = [group for group in pruner.parts.coupling.groups if not is_stream(group, pruner.model)]
+            found = pruner.parts.coupling.groups
+            groups = [group for group in found if not is_stream(group, pruner.model)]
+            kept = tuple(_kept(group) for group in found if group not in groups)
             if not groups:
                 raise nothing_pruned(pruner.parts.coupling)
-            return pruner.made([Choice({group.name: _left(group, share)}) for group in groups])
+            pruned = pruner.made([Choice({group.name: _left(group, share)}) for group in groups])
+            return Pruned(pruned.model, pruned.account, (*pruned.declines, *kept))
         case Layers(count=count):
             return pruner.made([Choice(dropped=name) for name in pruner.least_missed(count)])
         case Weights(share=share, pattern=pattern):
             return pruner.with_zeros(share, pattern)
         case Time(share=share):
             return pruner.at(share)
+
+
+def _kept(group: Group) -> Decline:
+    reason = (
+        f"all {group.size} units of `{group.name}` stay: they are read and then added or multiplied to again; a goal "
+        "in time narrows them where that pays"
+    )
+    return Decline(stage="prune", node=group.name, operator="", reason=reason)
 
 
 def _left(group: Group, share: float) -> int:
@@ -244,6 +257,7 @@ def prune_file(
         held_out=held_out,
         zeros=_zeros(pruned.model),
         declines=pruned.declines,
+        open_batch=loaded.open_batch,
     )
 
 

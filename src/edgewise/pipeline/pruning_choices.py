@@ -64,8 +64,10 @@ class Parts:
         """Residual branches that can go, and stretches of layers elsewhere, none inside of another, by name."""
         found: dict[str, Region] = {}
         taken: set[str] = set()
+        outputs = {value.name for value in self.model.graph.outputs}
         for region in sorted(find_regions(self.model).found, key=lambda one: (one.kind != "branch", len(one.nodes))):
-            if region.can_drop and not taken & set(region.nodes):
+            # An output of the model is what it is asked for: nothing stands in for it.
+            if region.can_drop and region.exit not in outputs and not taken & set(region.nodes):
                 found[region.name] = region
                 taken |= set(region.nodes)
         return found
