@@ -151,6 +151,8 @@ def test_a_model_in_which_nothing_can_go_says_why() -> None:
         (Weights(share=1.0), "between 0 and 1, both excluded. Received 1"),
         (Time(share=1.5), "between 0 and 1, both excluded. Received 1.5"),
         (Layers(count=0), "1 or more. Received 0"),
+        (Layers(count=1.5), "a whole number of 1 or more. Received 1.5"),  # type: ignore[arg-type]
+        (Neurons(share="30%"), "a number between 0 and 1, both excluded. Received 30%"),  # type: ignore[arg-type]
         (Weights(share=0.5, pattern="9:8"), "has to be one of unstructured, 1x4, 2:4. Received `9:8`"),  # type: ignore[arg-type]
     ],
 )

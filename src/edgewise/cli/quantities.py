@@ -69,7 +69,7 @@ def fraction(text: str, flag: str = "--max-drop") -> float:
     if not 0 < found < 1:
         raise RecipeError(
             f"`{flag}` has to be above 0 and below 100 %. Received `{text}`.",
-            hint=f"Write `{flag} 1%` (or 0.01) for one point of accuracy.",
+            hint=f"For example `{flag} 1%`, which is 0.01.",
         )
     return found
 

@@ -130,8 +130,8 @@ def check(ask: Ask) -> None:
     """
     match ask:
         case Layers(count=count):
-            if count < 1:
-                raise RecipeError(f"The number of layers has to be 1 or more. Received {count}.")
+            if not isinstance(count, int) or count < 1:
+                raise RecipeError(f"The number of layers has to be a whole number of 1 or more. Received {count}.")
         case Neurons(share=share) | Weights(share=share) | Time(share=share):
             if isinstance(ask, Weights) and ask.pattern not in get_args(PatternName):
                 raise RecipeError(
@@ -139,8 +139,8 @@ def check(ask: Ask) -> None:
                 )
             if isinstance(ask, Weights) and ask.pattern == "2:4" and share != HALF:
                 raise RecipeError(f"The pattern 2:4 sets half of the weights to zero: ask for 0.5. Received {share:g}.")
-            if not 0 < share < 1:
-                raise RecipeError(f"A share has to be between 0 and 1, both excluded. Received {share:g}.")
+            if not isinstance(share, int | float) or not 0 < share < 1:
+                raise RecipeError(f"A share has to be a number between 0 and 1, both excluded. Received {share}.")
 
 
 def require_float(model: ir.Model) -> None:
