@@ -79,3 +79,13 @@ def output_channels(node: ir.Node, operands: Weighted, weight: Array) -> int:
     if node.op_type == "ConvTranspose":
         return int(weight.shape[1] * attribute(node, "group", 1))
     return int(weight.shape[-1 if operands.axis is None else operands.axis])
+
+
+def unused_name(taken: set[str | None], name: str) -> str:
+    """Return `name`, or with a number behind it where it is taken; it then is taken, too."""
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate

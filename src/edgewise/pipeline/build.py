@@ -140,7 +140,6 @@ class Workshop:
             target=self._targets.__getitem__,
             workspace=self.workspace,
             left_s=self.left_s,
-            note=self._note_once,
         )
 
     def findings(self) -> Findings:

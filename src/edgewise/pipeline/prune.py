@@ -10,8 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -35,17 +34,17 @@ from edgewise.compress.prune.sequence import prune_neurons
 from edgewise.compress.prune.weight_sequence import prune_weights
 from edgewise.compress.prune.weights import Blocks, KeptOfEvery, Pattern, Unstructured
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
-from edgewise.compress.statistics import observe
+from edgewise.compress.runner import Opener
 from edgewise.errors import RecipeError
 from edgewise.passes.apply import optimize as fuse
 from edgewise.pipeline.judge import opened
 from edgewise.pipeline.pruning_choices import Choice, Parts, merged
 from edgewise.pipeline.pruning_costs import Stopwatch
-from edgewise.pipeline.quantize import evenly, judged_tensors, without
+from edgewise.pipeline.quantize import comparable, evenly, without
 from edgewise.records.candidate import RunOptions
 from edgewise.records.findings import Decline
 from edgewise.records.pruning import GroupWidth, Pruning, PruningTrial
-from edgewise.records.tensors import Feeds, Run
+from edgewise.records.tensors import Feeds
 from edgewise.search.allocation import Option
 from edgewise.search.coefficients import Refined, refine
 
@@ -119,10 +118,6 @@ def _no_end() -> float:
     return math.inf
 
 
-def _unheard(_note: str) -> None:
-    return
-
-
 @dataclass
 class Pruner:
     """Prunes one model for one target. What several goals share is measured once.
@@ -134,7 +129,6 @@ class Pruner:
         quantized: Whether it will run with 8-bit layers: then those are timed.
         options: How it will run.
         left_s: Gives the seconds that are left.
-        note: Hears of what is left out.
         seed: Seed of the search over coefficients.
     """
 
@@ -144,7 +138,6 @@ class Pruner:
     quantized: bool = True
     options: RunOptions = field(default_factory=RunOptions)
     left_s: Callable[[], float] = _no_end
-    note: Callable[[str], None] = _unheard
     seed: int = 0
 
     @cached_property
@@ -295,13 +288,8 @@ class Pruner:
         return lambda: self._stitched(choices)
 
     @cached_property
-    def _judged(self) -> tuple[str, ...]:
-        return judged_tensors(self.model)
-
-    @contextmanager
-    def _opened(self, model: ir.Model) -> Iterator[Run]:
-        with opened(observe(model, self._judged) if self._judged else model) as run:
-            yield run
+    def _opened(self) -> Opener:
+        return comparable(self.model)
 
     @cached_property
     def _judging(self) -> Sequence[Feeds]:
@@ -419,14 +407,7 @@ class Pruner:
 
 def compare(whole: ir.Model, other: ir.Model, feeds: Sequence[Feeds]) -> PruningTrial:
     """Return how far the outputs of one model are from those of another, on some samples."""
-    judged = judged_tensors(whole)
-
-    @contextmanager
-    def watched(model: ir.Model) -> Iterator[Run]:
-        with opened(observe(model, judged) if judged else model) as run:
-            yield run
-
-    return trial_of(sensitivities(whole, {"pruned": lambda: other}, watched, feeds)[0])
+    return trial_of(sensitivities(whole, {"pruned": lambda: other}, comparable(whole), feeds)[0])
 
 
 def trial_of(found: Sensitivity, time: float | None = None) -> PruningTrial:

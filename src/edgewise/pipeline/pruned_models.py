@@ -31,7 +31,6 @@ class PrunedModels:
         target: Gives what a backend's kernels do, by its name.
         workspace: Where files and records lie.
         left_s: Gives the seconds that are left of the budget.
-        note: Hears of what is left out.
     """
 
     model: ir.Model
@@ -39,7 +38,6 @@ class PrunedModels:
     target: Callable[[str], Target]
     workspace: Workspace
     left_s: Callable[[], float]
-    note: Callable[[str], None]
     _pruners: dict[str, Pruner] = field(default_factory=dict, init=False, repr=False)
 
     def model_of(self, candidate: Candidate) -> ir.Model:
@@ -85,7 +83,6 @@ class PrunedModels:
                 quantized=_is_quantized(candidate),
                 options=candidate.options,
                 left_s=self.left_s,
-                note=self.note,
             )
         return self._pruners[key]
 

@@ -10,7 +10,6 @@ import math
 import time
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Final, Literal, TypeAlias
@@ -31,6 +30,7 @@ from edgewise.compress.quantize.restore import restored
 from edgewise.compress.quantize.sensitivity import Sensitivity, sensitivities
 from edgewise.compress.quantize.sequence import round_weights
 from edgewise.compress.quantize.smooth import smooth
+from edgewise.compress.runner import Opener
 from edgewise.compress.statistics import Statistics, collect, observe
 from edgewise.errors import RecipeError
 from edgewise.passes.protocol import Findings
@@ -185,6 +185,12 @@ def judged_tensors(model: ir.Model) -> tuple[str, ...]:
     return tuple(found)
 
 
+def comparable(whole: ir.Model) -> Opener:
+    """Return what opens variants of a model so that their outputs can be compared: with its judged tensors."""
+    judged = judged_tensors(whole)
+    return lambda model: opened(observe(model, judged) if judged else model)
+
+
 def _is_real(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
 
@@ -304,14 +310,8 @@ class Quantizer:
         return self._forms[decision.prepared]
 
     @cached_property
-    def _judged(self) -> tuple[str, ...]:
-        return judged_tensors(self.material.model)
-
-    @contextmanager
-    def _opened(self, model: ir.Model) -> Iterator[Run]:
-        """Open a model that is going to be compared with others by its outputs."""
-        with opened(observe(model, self._judged) if self._judged else model) as run:
-            yield run
+    def _opened(self) -> Opener:
+        return comparable(self.material.model)
 
     @cached_property
     def _forms(self) -> dict[Preparation, Material]:

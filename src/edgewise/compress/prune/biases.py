@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgewise.analysis.coupling import Axis, Coupling
 from edgewise.analysis.values import is_standard, label
-from edgewise.compress.nodes import constant
+from edgewise.compress.nodes import constant, unused_name
 from edgewise.compress.prune.linear_layers import LINEAR
 from edgewise.errors import ContractError
 from edgewise.records.tensors import Array
@@ -96,7 +96,7 @@ class _Biases:
     def give_add(self, node: ir.Node, outputs: int) -> None:
         old = node.outputs[0]
         bias = self._initializer(f"{old.name}{_LEFT_OUT}", np.zeros(outputs, np.float32))
-        name = self._unique(f"{old.name}_biased")
+        name = unused_name(self.names, f"{old.name}_biased")
         add = ir.node("Add", [None, bias], name=name)
         made = add.outputs[0]
         made.name, made.type = name, old.type
@@ -124,20 +124,12 @@ class _Biases:
         self.more.setdefault(str(value.name), []).extend(others)
 
     def _initializer(self, name: str, values: Array) -> ir.Value:
-        tensor = ir.tensor(values, name=self._unique(name))
+        tensor = ir.tensor(values, name=unused_name(self.names, name))
         value = ir.Value(
             name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor
         )
         self.graph.register_initializer(value)
         return value
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
 
     def coupling(self) -> Coupling:
         """Return the coupling with what was added."""

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgewise.compress import nodes
+from edgewise.compress.nodes import unused_name
 from edgewise.compress.quantize.placement import KEPT
 from edgewise.compress.quantize.plan import Plan, QuantizedTensor, QuantizedWeight, integers_of, scales_of
 from edgewise.compress.quantize.reasons import write_reasons
@@ -116,7 +117,7 @@ class _Writer:
         name, producer = value.name, value.producer()
         if producer is not None and not producer.name:
             producer.name = name  # by which plans and findings call it
-        value.name = self._unique(f"{name}_float")
+        value.name = unused_name(self.names, f"{name}_float")
         replacement.name = name
         for index, output in enumerate(self.graph.outputs):
             if output is value:
@@ -253,7 +254,7 @@ class _Writer:
         return node.outputs[0]
 
     def _initializer(self, name: str, values: Array) -> ir.Value:
-        name = self._unique(name)
+        name = unused_name(self.names, name)
         value = ir.Value(
             name=name,
             type=ir.TensorType(ir.DataType.from_numpy(values.dtype)),
@@ -266,18 +267,10 @@ class _Writer:
     def _describe(self, node: ir.Node, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> None:
         """Name a new node and its output, and give the output its type and shape."""
         output = node.outputs[0]
-        output.name = self._unique(name)
+        output.name = unused_name(self.names, name)
         output.dtype = dtype
         output.shape = None if shape is None else shape.copy()
         node.name = output.name
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
 
     def remove_unused(self) -> None:
         """Remove weights and biases that nobody reads any more."""

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from edgewise.compress import nodes
+from edgewise.compress.nodes import unused_name
 from edgewise.compress.quantize import operators
 from edgewise.compress.quantize.placement import final, label
 from edgewise.errors import ContractError
@@ -207,7 +208,7 @@ class _Restorer:
         for operator, constants in self._lost_activations(producer, value, quantize):
             node = ir.node(operator, [real, *(None if c is None else self._float(c, None) for c in constants)])
             made = node.outputs[0]
-            made.name = node.name = self._unique(f"{value.name}_{operator.lower()}")
+            made.name = node.name = unused_name(self.names, f"{value.name}_{operator.lower()}")
             made.type = value.type
             made.shape = None if value.shape is None else value.shape.copy()
             self.graph.insert_after(producer, node)
@@ -231,7 +232,7 @@ class _Restorer:
     def _give(self, old: ir.Value, new: ir.Value) -> None:
         """Let the model give `new` under the name of its output `old`."""
         name = old.name
-        old.name = self._unique(f"{name}_dequantized")
+        old.name = unused_name(self.names, f"{name}_dequantized")
         new.name = name
         for index, output in enumerate(self.graph.outputs):
             if output is old:
@@ -249,7 +250,7 @@ class _Restorer:
     def _float(self, tensor: ir.TensorProtocol, old: ir.Value | None) -> ir.Value:
         """Return an initializer that holds `tensor` in place of `old`; the same for all that read `old`."""
         if old is None or id(old) not in self.floats:
-            name = self._unique(f"{old.name if old is not None else 'weight'}_float")
+            name = unused_name(self.names, f"{old.name if old is not None else 'weight'}_float")
             value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.numpy().shape))
             value.const_value = tensor
             self.graph.register_initializer(value)
@@ -257,14 +258,6 @@ class _Restorer:
                 return value
             self.floats[id(old)] = value
         return self.floats[id(old)]
-
-    def _unique(self, name: str) -> str:
-        candidate, number = name, 0
-        while candidate in self.names:
-            number += 1
-            candidate = f"{name}_{number}"
-        self.names.add(candidate)
-        return candidate
 
 
 class Originals:
